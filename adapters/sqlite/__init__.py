@@ -1,0 +1,1 @@
+"""The durable broker in one SQLite file, shared by several processes: sqlite://."""

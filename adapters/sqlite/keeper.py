@@ -1,0 +1,200 @@
+"""
+Life signs of the members of this adapter, and watch over all others of the file. Runs in the writer thread.
+
+Two ways show that a member is dead: the kernel has freed its lock file, which a killed process cannot prevent,
+or its beat has stood still for a whole lease by the clock of the one who watches. The thread does this, not the
+event loop: a handler that blocks the loop does not cost the lease.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from brokerkit.adapters.sqlite.leases import peek
+from brokerkit.adapters.sqlite.lock import FileLock
+from brokerkit.adapters.sqlite.members import Sight, beat, expire, roll_call
+from brokerkit.adapters.sqlite.places import Place
+from brokerkit.adapters.sqlite.transaction import Transaction
+from brokerkit.adapters.sqlite.wake import Sender
+from brokerkit.adapters.sqlite.writer import Writer
+from brokerkit.clock import Clock
+
+__all__ = ["Keeper", "Local", "life_file"]
+
+_LOOK = 0.05
+"""Seconds between two looks at the file and the other members; what a lost hint costs."""
+
+_BEATS = 3
+"""Beats in one lease."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class Local:
+    """
+    A member of this adapter.
+
+    waits: whether its subscription waits in `receive`. nudge, expect, lost: called in the event loop when there
+    may be something, with the wall time at which there will be, and when the member was declared dead.
+    """
+
+    id: int
+    place: Place
+    life: FileLock
+    nudge: Callable[[], None]
+    expect: Callable[[float], None]
+    lost: Callable[[], None]
+    waits: bool = False
+
+
+class Keeper:
+    """The housekeeper of one adapter."""
+
+    def __init__(self, writer: Writer, *, lease: float, clock: Clock) -> None:
+        self.locals: dict[int, Local] = {}
+        self._writer = writer
+        self._database = writer.database
+        self._lease = lease
+        self._clock = clock
+        self._sender = Sender()
+        self._version: int | None = None
+        self._dirty = False
+        self._beat_at = 0.0
+        self._looked_at = 0.0
+        self._others: dict[int, FileLock | None] = {}
+        self._sights: dict[int, tuple[Sight, float]] = {}
+
+    def add(self, local: Local) -> None:
+        """Keep a new member alive. For the writer thread."""
+        self.locals[local.id] = local
+        self._dirty = True
+        self._writer.tick_soon()
+
+    def remove(self, member: int) -> None:
+        """Let go of a member that has left, and of its lock file. For the writer thread."""
+        local = self.locals.pop(member, None)
+        if local is not None:
+            local.life.close()
+            local.life.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let go of everything; for a thread that has ended, or a forked child."""
+        for local in self.locals.values():
+            local.life.close()
+        for life in self._others.values():
+            if life is not None:
+                life.close()
+        self._sender.close()
+
+    forked = close
+
+    def committed(self, tx: Transaction) -> None:
+        """Wake the members, here and elsewhere, that a transaction gave work to."""
+        self._dirty = self._dirty or tx.delayed
+        for member, address in tx.wakes.items():
+            local = self.locals.get(member)
+            if local is not None:
+                self._writer.post(local.nudge)
+            elif address:
+                self._sender.send(member, address)
+
+    def tick(self) -> float | None:
+        """Look around, and show signs of life when it is time."""
+        if not self.locals:
+            return None
+        now = time.monotonic()
+        if self._has_changed():
+            self._look()
+        self._probe()
+        if now >= self._beat_at:
+            self._beat()
+            self._beat_at = now + self._lease / _BEATS
+        return min(_LOOK, max(self._beat_at - time.monotonic(), 0.0))
+
+    def _has_changed(self) -> bool:
+        """Whether somebody else has committed since the last look, or one of us something that is due later."""
+        (version,) = self._database.connection.execute("PRAGMA data_version").fetchone()
+        changed = self._dirty or version != self._version
+        self._version, self._dirty = version, False
+        return changed
+
+    def _look(self) -> None:
+        tx = Transaction(self._database.connection, self._clock.time())
+        self._meet(roll_call(tx))
+        for local in self.locals.values():
+            if not local.waits and local.place.mode != "key":
+                continue
+            ready, due = peek(tx, local.place, local.id)
+            if ready:
+                self._writer.post(local.nudge)
+            elif due is not None:
+                self._writer.post(_expecting(local, due))
+
+    def _meet(self, sights: list[Sight]) -> None:
+        """Open the lock files of members that are new to us, and forget those that are gone."""
+        present = {sight.id for sight in sights} - self.locals.keys()
+        for member in self._others.keys() - present:
+            life = self._others.pop(member)
+            if life is not None:
+                life.close()
+        for member in present - self._others.keys():
+            try:
+                self._others[member] = FileLock(life_file(self._database.path, member), create=False)
+            except OSError:
+                self._others[member] = None  # it cannot be seen from here; its beat can
+
+    def _probe(self) -> None:
+        for member, life in list(self._others.items()):
+            if life is not None and life.try_acquire():
+                self._bury(member, "its process has ended")
+
+    def _beat(self) -> None:
+        """Renew all our leases with one statement each, and look who has not done so for a whole lease."""
+        job = self._writer.now(lambda tx: (beat(tx, list(self.locals)), roll_call(tx)))
+        if job.error is not None:
+            raise job.error
+        lost, sights = job.result or ([], [])
+        for member in lost:
+            local = self.locals[member]
+            self.remove(member)
+            _log.warning("member %d of %s was declared dead; it joins again", member, self._database.path)
+            self._writer.post(local.lost)
+        self._watch(sights)
+
+    def _watch(self, sights: list[Sight]) -> None:
+        now = time.monotonic()
+        # We were away ourselves: what stood still meanwhile may only have been waiting like us.
+        away = now - self._looked_at > self._lease
+        self._looked_at = now
+        seen = {sight.id: (sight, now) for sight in sights if sight.id not in self.locals}
+        for member, (sight, _) in seen.items():
+            before = self._sights.get(member)
+            if before is not None and before[0].beat == sight.beat and not away:
+                seen[member] = before
+        self._sights = seen
+        for member, (_, since) in list(seen.items()):
+            if now - since >= self._lease:
+                self._bury(member, f"it has shown no sign of life for {self._lease:g} s")
+
+    def _bury(self, member: int, reason: str) -> None:
+        job = self._writer.now(lambda tx: expire(tx, member))
+        if job.error is not None:
+            raise job.error
+        _log.info("member %d of %s is dead: %s; what it had goes to others", member, self._database.path, reason)
+        self._sights.pop(member, None)
+        life = self._others.pop(member, None)
+        if life is not None:
+            life.close()
+            life.path.unlink(missing_ok=True)
+
+
+def life_file(path: Path, member: int) -> Path:
+    """Return the name of a member's lock file."""
+    return path.with_name(f"{path.name}.member-{member}")
+
+
+def _expecting(local: Local, due: float) -> Callable[[], None]:
+    return lambda: local.expect(due)

@@ -1,0 +1,247 @@
+"""
+The boundary to one broker, whole.
+
+An adapter carries bytes. It knows no codec, no CloudEvents and no pattern, and it never decides to run
+a handler again. Everything above it is written once, for every broker.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Literal, Protocol, runtime_checkable
+from urllib.parse import urlsplit
+
+from brokerkit.delivery import Delivery
+from brokerkit.errors import ConfigurationError, SendError, SettleError
+from brokerkit.message import Address, Message
+from brokerkit.settlement import Ack, Retry
+
+__all__ = [
+    "Adapter",
+    "Browses",
+    "Capabilities",
+    "Marks",
+    "Measurement",
+    "Measures",
+    "OnLost",
+    "Order",
+    "Provisions",
+    "Start",
+    "Subscription",
+    "open_adapter",
+    "redacted",
+]
+
+Order = Literal["none", "key"]
+Start = Literal["earliest", "latest"]
+Settled = tuple[Delivery, Ack | Retry]
+
+OnLost = Callable[[Sequence[Delivery], float], Awaitable[None]]
+"""
+Tell the engine that these will belong to somebody else after so many seconds (0: already do).
+
+The adapter names only what `receive` has handed out, once for each loss, never an empty list, and not from `close`. It
+awaits the call: the engine drops what has not started, lets the rest finish and settle, and cancels what still runs when
+the seconds are over. Settling a lost delivery afterwards yields `Stale`. A broken connection is told in this order: fence
+first (each settle from now on is `Stale`), then `on_lost(..., 0)`, then `receive` raises `ConnectionLost`.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """
+    What a broker does natively, as data; the engine and the conformance suite read the same object.
+
+    order_key: has `order="key"`.
+    durable: a confirmed message survives the death of every process.
+    processes: several processes may share a group.
+    counts_arrivals: `Delivery.arrivals` is a number.
+    marks: its subscriptions are `Marks`.
+    log: deliveries carry a position and settle as a prefix.
+    lease: seconds after which an unrenewed delivery goes to somebody else, or None. Renewing is the adapter's job.
+    max_delay: longest `after` of a send, in seconds.
+    max_message: size limit in bytes with headers; publishing refuses above this less 16 KiB.
+    """
+
+    order_key: bool
+    durable: bool
+    processes: bool
+    counts_arrivals: bool
+    marks: bool
+    log: bool
+    lease: float | None
+    max_delay: float
+    max_message: int
+
+
+class Subscription(Protocol):
+    """A place in one channel for one group."""
+
+    async def receive(self, limit: int) -> Sequence[Delivery]:
+        """
+        Wait until there is something and return at most `limit` deliveries.
+
+        Returns an empty sequence only when `close` was called, and then at once; raises `ConnectionLost` when the broker is
+        gone. Cancelled, it loses nothing. Called by one task at a time. Not calling it is back-pressure: staying
+        in the group and renewing leases meanwhile is the adapter's job. What was sent with `after` is not
+        handed out earlier.
+        """
+        ...
+
+    async def settle(self, settled: Sequence[Settled]) -> Sequence[SettleError | None]:
+        """
+        End some deliveries, one outcome for each, in the order given.
+
+        `Ack` removes it for this group; `Retry` is the *uncounted return* after so many seconds. A failure harms
+        only its own delivery: `Stale` if it is no longer ours (nothing was changed at the broker), `Unavailable`
+        if it may be tried again. None means accepted, in order; on a log the commit may follow. After a `Retry` the
+        message comes back as a new `Delivery`. Safe to cancel: what was not confirmed counts as not settled.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Leave. What is unsettled goes back to the group as a polite return, in order. Idempotent."""
+        ...
+
+
+class Adapter(Protocol):
+    """One broker. Made from a URL; nothing is touched before `connect`."""
+
+    capabilities: Capabilities
+
+    async def connect(self) -> None:
+        """Connect, or raise `ConnectionLost` or `Unauthorised`. One try; the bus backs off and tries again."""
+        ...
+
+    async def send(
+        self,
+        to: Address,
+        messages: Sequence[Message],
+        *,
+        after: float | Sequence[float] = 0,
+        must_route: bool = False,
+    ) -> Sequence[SendError | None]:
+        """
+        Store some messages and return one outcome for each, in order.
+
+        None means confirmed: as durable as the broker is. To a channel, every group sees it; to a group's
+        `inlet`, that group only, not before `after` seconds (one number for all, or one for each message). With
+        `must_route`, a channel that no group reads yields `Unroutable`. `PublishUnknown` is honest: the message may be
+        there.
+        """
+        ...
+
+    async def subscribe(
+        self, at: Address, *, order: Order, start: Start, prefetch: int, on_lost: OnLost
+    ) -> Subscription:
+        """
+        Join a group.
+
+        `at` is its inlet (which stands for the channel as the group sees it, the inlet included) or its dead place.
+
+        The group exists from here on; `start` says where a *new* group begins. `prefetch` is what the engine
+        will hold at the most.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close every subscription and the connection. Idempotent; ends within its own deadline."""
+        ...
+
+
+@runtime_checkable
+class Marks(Protocol):
+    """Optional, on a subscription: keeps a few bytes beside an unsettled delivery for its next owner."""
+
+    async def mark(self, marks: Sequence[tuple[Delivery, bytes | None]]) -> Sequence[SettleError | None]:
+        """Write (or with None erase) the bytes, durably before it returns; `Stale` for what is no longer ours."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """
+    How much waits at an address.
+
+    waiting: messages that could be handed out now. delayed: not due yet. in_flight: handed out, unsettled.
+    oldest: age in seconds of the oldest unsettled one, or None.
+    """
+
+    waiting: int
+    delayed: int
+    in_flight: int
+    oldest: float | None
+
+
+@runtime_checkable
+class Measures(Protocol):
+    """Optional: depth, lag, age."""
+
+    async def measure(self, at: Address) -> Measurement:
+        """Measure a group's inlet (the channel as it sees it) or its dead place."""
+        ...
+
+
+@runtime_checkable
+class Browses(Protocol):
+    """Optional: read without taking."""
+
+    async def browse(
+        self, at: Address, *, cursor: str | None, limit: int
+    ) -> tuple[Sequence[Delivery], str | None]:
+        """
+        Return a page of what is stored at a channel or a dead place, oldest first, and the next cursor.
+
+        The cursor is None when the end is reached *now*; for following a channel use the last one given and
+        ask again. `cursor="end"` starts behind what is stored.
+        """
+        ...
+
+    async def groups(self) -> Sequence[tuple[str, str]]:
+        """Return the (channel, group) pairs that exist."""
+        ...
+
+
+@runtime_checkable
+class Provisions(Protocol):
+    """Optional: create or verify what a list of addresses needs."""
+
+    async def provision(
+        self, places: Sequence[tuple[Address, Start, Order]], *, create: bool
+    ) -> Sequence[str]:
+        """Create what is missing, or with `create=False` only name it. Returns the names that were missing."""
+        ...
+
+
+def open_adapter(url: str, **options: object) -> Adapter:
+    """
+    Make the adapter that a URL's scheme names, without touching the broker.
+
+    Adapters are found through the entry-point group `brokerkit.adapters`, so a third party can add one.
+    Raises `ConfigurationError` that lists the known schemes, never the URL's password.
+    """
+    scheme = urlsplit(url).scheme or url.partition(":")[0]
+    found = entry_points(group="brokerkit.adapters")
+    for entry in found:
+        if entry.name == scheme:
+            factory: Callable[..., Adapter] = entry.load()
+            return factory(url, **options)
+    known = ", ".join(sorted(entry.name + "://" for entry in found)) or "none are installed"
+    message = f"no adapter for {redacted(url)!r}: known are {known}"
+    raise ConfigurationError(message)
+
+
+def redacted(url: str) -> str:
+    """Return the URL with its user information and query values masked; safe in a log or an error."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")
+    netloc = f"***@{host[2]}" if host[1] else parts.netloc
+    query = (
+        "&".join(f"{pair.partition('=')[0]}=***" for pair in parts.query.split("&")) if parts.query else ""
+    )
+    slashes = "//" if "://" in url else ""
+    return (
+        f"{parts.scheme}:{slashes}{netloc}{parts.path}" + (f"?{query}" if query else "")
+        if parts.scheme
+        else url
+    )

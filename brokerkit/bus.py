@@ -1,0 +1,480 @@
+"""
+The bus: one broker, handlers on it, publishing to it.
+"""
+
+import asyncio
+import functools
+import logging
+import os
+import random
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextvars import copy_context
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+from brokerkit.adapter import Adapter, Order, Provisions, Start, open_adapter, redacted
+from brokerkit.clock import SYSTEM, Clock
+from brokerkit.codec import Codec, JsonCodec
+from brokerkit.engine import Engine
+from brokerkit.envelope import Form
+from brokerkit.errors import Closed, ConfigurationError, ConnectionLost, NotFound
+from brokerkit.event import Event
+from brokerkit.hooks import Hook
+from brokerkit.message import Address
+from brokerkit.names import check_name, with_prefix
+from brokerkit.pipeline import Keeps, Pattern
+from brokerkit.publisher import HeadersLike, Outcome, Outgoing, Publisher, flush_outputs
+from brokerkit.router import Consumption, Router
+
+__all__ = ["Bus", "SyncBus"]
+
+T = TypeVar("T")
+Lifespan = Callable[["Bus"], AbstractAsyncContextManager[Any]]
+Provisioning = Literal["create", "verify", "off"]
+
+_log = logging.getLogger("brokerkit")
+_LONGEST_BACKOFF = 5.0
+_MEMORY = "memory://"
+
+
+class Bus(Router):
+    """
+    One event bus over one broker.
+
+    url: `memory://`, `sqlite:///events.db`, or what an installed adapter understands; `BROKERKIT_URL` wins over it.
+    name: the `source` of what is published; the same over restarts and replicas. Optional on `memory://` only.
+    prefix: put before every channel's name at the broker, to keep deployments apart.
+    patterns: default patterns of every handler. envelope: `structured`, `binary` or `plain`.
+    lifespan: an async context manager of the bus that yields state for handlers, a mapping or one object.
+    connect_timeout, publish_timeout, grace: seconds.
+    provisioning: `create` what is missing, `verify` and name all that is missing, or `off`.
+
+    Nothing touches the broker before `async with bus`.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        name: str | None = None,
+        prefix: str = "",
+        patterns: Sequence[Pattern] = (),
+        envelope: Form = "structured",
+        codec: Codec | None = None,
+        lifespan: Lifespan | None = None,
+        hooks: Sequence[Hook] = (),
+        connect_timeout: float = 30.0,
+        publish_timeout: float = 30.0,
+        grace: float = 30.0,
+        provisioning: Provisioning = "create",
+        clock: Clock = SYSTEM,
+        **options: object,
+    ) -> None:
+        super().__init__(patterns=patterns)
+        url = os.environ.get("BROKERKIT_URL") or url
+        if not url:
+            message = (
+                "no broker: give Bus(url) or set BROKERKIT_URL, for example memory:// or sqlite:///events.db"
+            )
+            raise ConfigurationError(message)
+        prefix = os.environ.get("BROKERKIT_PREFIX") or prefix
+        if prefix:
+            check_name("prefix", prefix)
+        if envelope not in ("structured", "binary", "plain"):
+            message = f"envelope={envelope!r}: use 'structured', 'binary' or 'plain'"
+            raise ConfigurationError(message)
+        if name is None and url.startswith(_MEMORY):
+            name = "memory"
+        self.url = url
+        self.prefix = prefix
+        self.grace = grace
+        self.hooks: list[Hook] = list(hooks)
+        self.adapter: Adapter = open_adapter(url, **options)
+        self.engines: list[Engine] = []
+        self.abandoned = 0
+        """Handlers that were still running when the last drain gave up on them."""
+        self._lifespan = lifespan
+        self._connect_timeout = connect_timeout
+        self._provisioning: Provisioning = provisioning
+        self._clock = clock
+        self._codec = codec or JsonCodec()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._executor: ThreadPoolExecutor | None = None
+        self._stop: asyncio.Event | None = None
+        self._sync: SyncBus | None = None
+        self.publisher = Publisher(
+            name=name, codec=self._codec, form=envelope, prefix=prefix, timeout=publish_timeout, clock=clock
+        )
+
+    def __repr__(self) -> str:
+        return f"Bus({redacted(self.url)!r}, name={self.name!r})"
+
+    @property
+    def name(self) -> str | None:
+        """Return the `source` of what is published."""
+        return self.publisher.name
+
+    @property
+    def ready(self) -> bool:
+        """Say whether the bus is connected and every group takes messages."""
+        return self._loop is not None and all(engine.ready for engine in self.engines)
+
+    # -- connecting
+
+    async def connect(self) -> None:
+        """
+        Connect, trying again with back-off and jitter for `connect_timeout` seconds.
+
+        Raises `ConnectionLost` when the time is over, and at once what cannot get better (`Unauthorised`,
+        `ConfigurationError`).
+        """
+        if self._loop is not None:
+            message = f"{self!r} is connected already"
+            raise ConfigurationError(message)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._connect_timeout
+        backoff = 0.1
+        while True:
+            try:
+                await self.adapter.connect()
+                break
+            except ConnectionLost as error:
+                wait = random.uniform(backoff / 2, backoff)  # noqa: S311 - jitter
+                if loop.time() + wait >= deadline:
+                    raise
+                _log.warning("%s cannot be reached (%s); trying again", redacted(self.url), error)
+            await asyncio.sleep(wait)
+            backoff = min(backoff * 2, _LONGEST_BACKOFF)
+        self._loop = loop
+        self.publisher.adapter = self.adapter
+
+    async def close(self) -> None:
+        """Close the connection. Idempotent."""
+        self.publisher.adapter = None
+        self._loop = None
+        await self.adapter.close()
+
+    async def __aenter__(self) -> Self:
+        await self.connect()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # -- publishing
+
+    async def publish(
+        self,
+        channel: str,
+        data: Any,
+        *,
+        key: str | None = None,
+        type: str | None = None,  # noqa: A002 - the attribute's own name in CloudEvents
+        id: str | None = None,  # noqa: A002 - the attribute's own name in CloudEvents
+        subject: str | None = None,
+        time: str | None = None,
+        headers: HeadersLike = (),
+        extensions: Mapping[str, str] | None = None,
+        envelope: Form | None = None,
+        must_route: bool = False,
+        hold: bool = True,
+        timeout: float | None = None,
+    ) -> Event[bytes]:
+        """
+        Publish one event and return it, once the broker has confirmed it.
+
+        Tried again under the same id for `timeout` seconds (default: the bus's `publish_timeout`) while the broker is
+        unreachable or the outcome unknown; then `PublishUnknown` or `ConnectionLost` is raised. What cannot travel raises
+        its typed error before anything moves. `must_route=True` raises `Unroutable` if no group reads the channel.
+
+        Inside a handler it returns at once and the event is sent when the handler has succeeded, with an id that a second
+        run repeats; `hold=False` sends it now.
+        """
+        outgoing = Outgoing(
+            data=data,
+            key=key,
+            type=type,
+            id=id,
+            subject=subject,
+            time=time,
+            headers=headers,
+            extensions=extensions or {},
+        )
+        (outcome,) = await self.publisher.publish(
+            channel, [outgoing], form=envelope, must_route=must_route, hold=hold, timeout=timeout
+        )
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome.event
+
+    async def publish_many(
+        self,
+        channel: str,
+        items: Iterable[Any],
+        *,
+        envelope: Form | None = None,
+        must_route: bool = False,
+        hold: bool = True,
+        timeout: float | None = None,
+    ) -> list[Outcome]:
+        """
+        Publish several events and return one outcome for each, in order.
+
+        An item is an `Outgoing`, or the data alone. What cannot travel raises before anything moves; a failure at the
+        broker is an outcome and harms only its own message.
+        """
+        outgoing = [item if isinstance(item, Outgoing) else Outgoing(data=item) for item in items]
+        if not outgoing:
+            return []
+        return await self.publisher.publish(
+            channel, outgoing, form=envelope, must_route=must_route, hold=hold, timeout=timeout
+        )
+
+    @property
+    def sync(self) -> "SyncBus":
+        """Return the blocking face of this bus, for threads and scripts."""
+        if self._sync is None:
+            self._sync = SyncBus(self)
+        return self._sync
+
+    # -- consuming
+
+    @asynccontextmanager
+    async def consuming(self) -> AsyncIterator[Self]:
+        """
+        Run the consumers in the background until the block is left, then drain them.
+
+        Everything that can be refused is refused here, before the first message: handlers that conflict, a policy that the
+        order cannot keep, state that the lifespan does not give, places that are missing.
+        """
+        if self._loop is None:
+            message = "connect first: 'async with bus:' around 'async with bus.consuming():'"
+            raise Closed(message)
+        consumptions = self.consumptions()
+        for consumption in consumptions:
+            consumption.check(self.adapter.capabilities)
+        async with AsyncExitStack() as stack:
+            state = await self._enter_lifespan(stack)
+            for consumption in consumptions:
+                for subscriber in consumption.subscribers:
+                    subscriber.endpoint.check_state(state)
+            await self._start_patterns(consumptions, stack)
+            await self._provision(consumptions)
+            stack.push_async_callback(self._drain)
+            await self._start_engines(consumptions, state)
+            yield self
+
+    async def _enter_lifespan(self, stack: AsyncExitStack) -> Mapping[str, Any]:
+        if self._lifespan is None:
+            return {}
+        state = await stack.enter_async_context(self._lifespan(self))
+        if state is None:
+            return {}
+        return state if isinstance(state, Mapping) else _Same(state)
+
+    async def _start_patterns(self, consumptions: Sequence[Consumption], stack: AsyncExitStack) -> None:
+        started: set[int] = set()
+        for consumption in consumptions:
+            for pattern in consumption.patterns:
+                if isinstance(pattern, Keeps) and id(pattern) not in started:
+                    started.add(id(pattern))
+                    await pattern.start()
+                    stack.push_async_callback(pattern.close)
+
+    async def _provision(self, consumptions: Sequence[Consumption]) -> None:
+        if self._provisioning == "off" or not isinstance(self.adapter, Provisions):
+            return
+        places: list[tuple[Address, Start, Order]] = [
+            (
+                Address(with_prefix(self.prefix, each.channel), each.group, "inlet"),
+                each.settings.start,
+                each.settings.order,
+            )
+            for each in consumptions
+        ]
+        missing = await self.adapter.provision(places, create=self._provisioning == "create")
+        if missing and self._provisioning == "verify":
+            message = f"missing at {redacted(self.url)}: {', '.join(missing)}; create them, or use provisioning='create'"
+            raise NotFound(message)
+
+    async def _start_engines(self, consumptions: Sequence[Consumption], state: Mapping[str, Any]) -> None:
+        alone = asyncio.Lock()
+        for consumption in consumptions:
+            engine = Engine(
+                self.adapter,
+                consumption.channel,
+                consumption.group,
+                consumption.bind(self._codec, self._threads, state, flush_outputs),
+                consumption.settings,
+                prefix=self.prefix,
+                hooks=self.hooks,
+                clock=self._clock,
+                alone=alone,
+            )
+            await engine.start()
+            self.engines.append(engine)
+        for line in self.plan():
+            _log.info("%s", line)
+
+    def _threads(self) -> Executor:
+        """Return the pool of `def` handlers: as many threads as may run at once."""
+        if self._executor is None:
+            blocking = sum(each.settings.concurrency for each in self.subscribers if each.endpoint.blocking)
+            self._executor = ThreadPoolExecutor(max_workers=max(1, blocking), thread_name_prefix="brokerkit")
+        return self._executor
+
+    async def _drain(self) -> None:
+        engines, self.engines = self.engines, []
+        results = await asyncio.gather(
+            *(engine.stop(self.grace) for engine in engines), return_exceptions=True
+        )
+        self.abandoned = sum(engine.counts.abandoned for engine in engines)
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._executor = None
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    def plan(self) -> list[str]:
+        """Return what will be consumed, by whom and inside which patterns, line by line."""
+        return [line for consumption in self.consumptions() for line in consumption.describe()]
+
+    async def run(self) -> None:
+        """
+        Connect, consume until SIGTERM or SIGINT (or `stop()`), drain within `grace`, close.
+
+        A second signal cuts the grace to nothing.
+        """
+        self._stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        signals = (
+            (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+        )
+        for number in signals:
+            loop.add_signal_handler(number, self.stop)
+        try:
+            async with self, self.consuming():
+                await self._stop.wait()
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+            self._stop = None
+
+    def stop(self) -> None:
+        """End `run()`: drain and leave. Called again, it cancels what still runs."""
+        if self._stop is None:
+            return
+        if self._stop.is_set():
+            for engine in self.engines:
+                engine.hurry()
+        self._stop.set()
+
+
+class _Same(Mapping[str, Any]):
+    """The one object that a lifespan yielded, under whatever name a handler asks for it."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __getitem__(self, name: str) -> Any:
+        return self._value
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __iter__(self) -> Any:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 1
+
+
+class SyncBus:
+    """
+    The bus for code without an event loop: threads and scripts.
+
+    Where the bus is connected already, its own loop does the work; else `with bus.sync:` connects it on a thread of its own.
+    Every method blocks until its outcome is known and must not be called from the bus's own loop.
+    """
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._thread: threading.Thread | None = None
+        self._own: asyncio.AbstractEventLoop | None = None
+
+    def __enter__(self) -> Self:
+        self._own = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._own.run_forever, name="brokerkit sync", daemon=True)
+        self._thread.start()
+        try:
+            self._call(self._own, self._bus.connect)
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._own is not None  # noqa: S101 - entered
+        try:
+            self._call(self._own, self._bus.close)
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        assert self._own is not None  # noqa: S101 - entered
+        assert self._thread is not None  # noqa: S101 - entered
+        self._own.call_soon_threadsafe(self._own.stop)
+        self._thread.join()
+        self._own.close()
+        self._own = self._thread = None
+
+    def publish(self, channel: str, data: Any, **how: Any) -> Event[bytes]:
+        """Do what `Bus.publish` does, and block until it is done."""
+        return self._run(functools.partial(self._bus.publish, channel, data, **how))
+
+    def publish_many(self, channel: str, items: Iterable[Any], **how: Any) -> list[Outcome]:
+        """Do what `Bus.publish_many` does, and block until it is done."""
+        return self._run(functools.partial(self._bus.publish_many, channel, items, **how))
+
+    def _run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        loop = self._bus._loop  # noqa: SLF001 - two faces of one thing
+        if loop is None:
+            message = "the bus is not connected: use it inside 'with bus.sync:' or 'async with bus:'"
+            raise Closed(message)
+        return self._call(loop, work)
+
+    def _call(self, loop: asyncio.AbstractEventLoop, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is loop:
+            message = "bus.sync was called from the bus's own event loop and would wait for itself; use 'await bus.publish'"
+            raise ConfigurationError(message)
+        context = copy_context()
+        done: Future[T] = Future()
+
+        def begin() -> None:
+            task = loop.create_task(work(), context=context)
+            task.add_done_callback(functools.partial(_hand_over, done))
+
+        loop.call_soon_threadsafe(begin)
+        return done.result()
+
+
+def _hand_over(done: "Future[T]", task: "asyncio.Task[T]") -> None:
+    if task.cancelled():
+        done.set_exception(Closed("the bus's event loop was stopped before this was done"))
+    elif (error := task.exception()) is not None:
+        done.set_exception(error)
+    else:
+        done.set_result(task.result())

@@ -1,0 +1,279 @@
+"""
+The envelope: how a CloudEvents event is laid into a message, and read out again.
+
+Written structured by default, binary or plain on request; read in all three forms, told apart as the CloudEvents
+1.0.2 bindings say: an `application/cloudevents` content type is structured, a `ce...specversion` header is binary, a JSON
+object with `specversion`, `id`, `source` and `type` is structured from a sender that sets no content type, and anything
+else is a plain message from a stranger, whose id comes from the broker's coordinates.
+
+Only the attributes are parsed here. The data stays a slice of bytes; the endpoint decodes it.
+"""
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal
+from urllib.parse import quote, unquote
+
+from brokerkit.event import Event
+from brokerkit.message import Header, Message
+
+__all__ = ["STRUCTURED", "Form", "lay", "open_event", "timestamp"]
+
+Form = Literal["structured", "binary", "plain"]
+
+STRUCTURED = "application/cloudevents+json"
+_PREFIXES = ("ce-", "ce_", "cloudevents:", "cloudevents_")
+_REQUIRED = ("id", "source", "type")
+_OPTIONAL = ("subject", "time", "datacontenttype", "dataschema")
+_MEMBERS = frozenset({"specversion", "data", "data_base64", *_REQUIRED, *_OPTIONAL})
+_SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in ' "%')
+_decoder = json.JSONDecoder()
+_DATA = b',"data":'
+
+
+class _Unreadable(ValueError):
+    """An envelope that cannot be read; its text becomes `Event.error`."""
+
+
+def timestamp(seconds: float) -> str:
+    """Return wall time as RFC 3339 text in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
+def lay(event: Event[bytes], form: Form, *, key: bytes | None, headers: tuple[Header, ...]) -> Message:
+    """Return the message that carries an event in that form. `plain` keeps the data only: id and type are lost."""
+    if form == "structured":
+        return Message(
+            body=_structured(event), content_type=STRUCTURED, key=key, headers=headers, copy_id=event.id
+        )
+    if form == "binary":
+        return Message(
+            body=event.data,
+            content_type=event.datacontenttype,
+            key=key,
+            headers=_binary(event) + headers,
+            copy_id=event.id,
+        )
+    return Message(
+        body=event.data, content_type=event.datacontenttype, key=key, headers=headers, copy_id=event.id
+    )
+
+
+def _attributes(event: Event[bytes]) -> dict[str, str]:
+    attributes = {"specversion": "1.0", "id": event.id, "source": event.source, "type": event.type}
+    for name in _OPTIONAL:
+        if (value := getattr(event, name)) is not None:
+            attributes[name] = value
+    attributes.update(event.extensions)
+    return attributes
+
+
+def _structured(event: Event[bytes]) -> bytes:
+    head = json.dumps(_attributes(event), ensure_ascii=False, separators=(",", ":")).encode()[:-1]
+    if not event.data:
+        return head + b"}"
+    if _is_json(event.datacontenttype):
+        return head + _DATA + event.data + b"}"
+    return head + b',"data_base64":"' + base64.b64encode(event.data) + b'"}'
+
+
+def _binary(event: Event[bytes]) -> tuple[Header, ...]:
+    attributes = _attributes(event)
+    attributes.pop("datacontenttype", None)
+    return tuple((f"ce-{name}", quote(value, safe=_SAFE)) for name, value in attributes.items())
+
+
+def _is_json(content_type: str | None) -> bool:
+    if content_type is None:
+        return True
+    essence = content_type.partition(";")[0].strip().lower()
+    return essence.endswith(("/json", "+json"))
+
+
+def open_event(message: Message, stranger: tuple[str, str]) -> Event[bytes]:
+    """
+    Read the event of a message; never raises.
+
+    What cannot be read becomes an event with `error` set and the body as its data. `stranger` is the (source, id) of a
+    message that is no CloudEvent or cannot be read as one.
+    """
+    try:
+        content_type = message.content_type
+        if content_type is not None and content_type[:23].lower() == "application/cloudevents":
+            return _read_structured(message)
+        if any(_specversion(name) for name, _ in message.headers):
+            return _read_binary(message)
+        if content_type is None and message.body[:1] == b"{" and _looks_structured(message.body):
+            return _read_structured(message)
+    except (ValueError, RecursionError) as error:
+        return _plain(message, stranger, error=str(error) or type(error).__name__)
+    return _plain(message, stranger)
+
+
+def _read_structured(message: Message) -> Event[bytes]:
+    content_type = (message.content_type or STRUCTURED).partition(";")[0].strip().lower()
+    if content_type != STRUCTURED:
+        reason = f"content type {content_type!r}: only the JSON format of single events is read"
+        raise _Unreadable(reason)
+    members, data = _split(message.body)
+    return _event(members, data)
+
+
+def _split(body: bytes) -> tuple[dict[str, Any], bytes]:
+    """
+    Return the members of the envelope and the raw slice of `data`.
+
+    What brokerkit writes has `data` last, so one search and one small parse do. That the head alone is an object
+    proves that the search hit the top level; a quote inside a text would be escaped and cannot match.
+    """
+    at = body.find(_DATA)
+    if at > 0 and body.endswith(b"}"):
+        data = body[at + len(_DATA) : -1]
+        try:
+            members = json.loads(body[:at] + b"}")
+        except ValueError:
+            return _walk(body)
+        if b'"' not in data or _is_one_value(data):
+            return members, data
+    return _walk(body)
+
+
+def _is_one_value(data: bytes) -> bool:
+    """Say whether a slice is one JSON value; cheap for the object or list that data mostly is."""
+    try:
+        text = data.decode()
+        _, end = _decoder.raw_decode(text)
+    except ValueError:
+        return False
+    return not text[end:].strip()
+
+
+def _walk(body: bytes) -> tuple[dict[str, Any], bytes]:
+    text = body.decode("utf-8-sig")
+    members: dict[str, Any] = {}
+    data = b""
+    at = _skip(text, 0)
+    if text[at : at + 1] != "{":
+        reason = "a structured event is a JSON object"
+        raise _Unreadable(reason)
+    at = _skip(text, at + 1)
+    while text[at : at + 1] == '"':
+        name, at = _decoder.raw_decode(text, at)
+        at = _skip(text, at)
+        if text[at : at + 1] != ":":
+            raise json.JSONDecodeError("expected ':'", text, at)
+        start = _skip(text, at + 1)
+        value, at = _decoder.raw_decode(text, start)
+        if name in members:
+            reason = f"attribute {name!r} stands twice"
+            raise _Unreadable(reason)
+        members[name] = value
+        if name == "data":
+            data = text[start:at].encode()
+        at = _skip(text, at)
+        if text[at : at + 1] != ",":
+            break
+        at = _skip(text, at + 1)
+    if text[at : at + 1] != "}" or text[at + 1 :].strip():
+        raise json.JSONDecodeError("expected '}' and the end", text, at)
+    return members, data
+
+
+def _skip(text: str, at: int) -> int:
+    while at < len(text) and text[at] in " \t\n\r":
+        at += 1
+    return at
+
+
+def _event(members: dict[str, Any], data: bytes) -> Event[bytes]:
+    if members.get("specversion") != "1.0":
+        reason = f"specversion {members.get('specversion')!r} is not 1.0"
+        raise _Unreadable(reason)
+    for name in _REQUIRED:
+        value = members.get(name)
+        if not isinstance(value, str) or not value:
+            reason = f"required attribute {name!r} is missing or empty"
+            raise _Unreadable(reason)
+    for name in _OPTIONAL:
+        if not isinstance(members.get(name, ""), str | None):
+            reason = f"attribute {name!r} is not text"
+            raise _Unreadable(reason)
+    return Event(
+        id=members["id"],
+        source=members["source"],
+        type=members["type"],
+        subject=members.get("subject"),
+        time=members.get("time"),
+        datacontenttype=members.get("datacontenttype"),
+        dataschema=members.get("dataschema"),
+        extensions=_extensions(members),
+        data=_data(members, data),
+    )
+
+
+def _extensions(members: dict[str, Any]) -> Mapping[str, str]:
+    return {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in members.items()
+        if name not in _MEMBERS and value is not None
+    }
+
+
+def _data(members: dict[str, Any], data: bytes) -> bytes:
+    if "data_base64" in members:
+        if data:
+            reason = "data and data_base64 stand both"
+            raise _Unreadable(reason)
+        try:
+            return base64.b64decode(members["data_base64"], validate=True)
+        except (binascii.Error, TypeError, ValueError) as error:
+            reason = "data_base64 is not base64"
+            raise _Unreadable(reason) from error
+    if data and not _is_json(members.get("datacontenttype")):
+        value = json.loads(data)
+        return value.encode() if isinstance(value, str) else data
+    return data
+
+
+def _looks_structured(body: bytes) -> bool:
+    return b'"specversion"' in body and all(f'"{name}"'.encode() in body for name in _REQUIRED)
+
+
+def _attribute(name: str) -> str | None:
+    lowered = name.lower()
+    for prefix in _PREFIXES:
+        if lowered.startswith(prefix):
+            return lowered[len(prefix) :]
+    return None
+
+
+def _specversion(name: str) -> bool:
+    return name[-11:].lower() == "specversion" and _attribute(name) == "specversion"
+
+
+def _read_binary(message: Message) -> Event[bytes]:
+    members: dict[str, Any] = {}
+    for name, value in message.headers:
+        if attribute := _attribute(name):
+            text = value.decode() if isinstance(value, bytes) else value
+            members[attribute] = unquote(text, errors="strict") if "%" in text else text
+    if message.content_type is not None:
+        members["datacontenttype"] = message.content_type
+    event = _event({**members, "data": None}, b"")
+    return event.with_data(message.body)
+
+
+def _plain(message: Message, stranger: tuple[str, str], error: str | None = None) -> Event[bytes]:
+    source, identity = stranger
+    return Event(
+        id=identity,
+        source=source,
+        type="",
+        datacontenttype=message.content_type,
+        data=message.body,
+        derived=True,
+        error=error,
+    )

@@ -1,0 +1,58 @@
+"""
+The meaning of a message: a CloudEvents 1.0 event.
+
+Its identity is (source, id). It survives retries, dead letters and redrives; a broker's own message id does not.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Generic, TypeVar
+
+__all__ = ["Event"]
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event(Generic[T]):
+    """
+    One event, with its data as bytes (`Event[bytes]`, on a delivery) or as a handler's model.
+
+    time: RFC 3339 text as it came, or None. It never takes part in scheduling; `when` parses it.
+    extensions: every other context attribute, as text.
+    derived: the id was made from the broker's coordinates because the message had none.
+    error: why the envelope could not be read, or None. Such an event is dead-lettered as it came.
+    """
+
+    id: str
+    source: str
+    type: str
+    data: T
+    subject: str | None = None
+    time: str | None = None
+    datacontenttype: str | None = None
+    dataschema: str | None = None
+    extensions: Mapping[str, str] = field(default_factory=dict)
+    derived: bool = False
+    error: str | None = None
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Return (source, id)."""
+        return (self.source, self.id)
+
+    def when(self) -> datetime | None:
+        """Return `time` as a datetime with a zone (UTC where the sender gave none), or None if absent or unreadable."""
+        if self.time is None:
+            return None
+        try:
+            parsed = datetime.fromisoformat(self.time)
+        except ValueError:
+            return None
+        return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+
+    def with_data(self, data: U) -> "Event[U]":
+        """Return the same event with other data."""
+        return replace(self, data=data)  # type: ignore[arg-type,return-value]

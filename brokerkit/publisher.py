@@ -1,0 +1,399 @@
+"""
+Publishing: from a value to a confirmed message, or to one honest outcome.
+
+Inside a handler a publish is held until the handler has succeeded, and sent, confirmed, before anything remembers the
+handling as done: a handler that publishes and then fails has published nothing.
+"""
+
+import asyncio
+import hashlib
+import random
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from brokerkit.adapter import Adapter
+from brokerkit.clock import SYSTEM, Clock
+from brokerkit.codec import Codec
+from brokerkit.context import current
+from brokerkit.copies import OURS
+from brokerkit.delivery import Delivery
+from brokerkit.endpoint import type_of
+from brokerkit.envelope import Form, lay, timestamp
+from brokerkit.errors import (
+    BadHeader,
+    BadKey,
+    ConfigurationError,
+    ConnectionLost,
+    LoopDetected,
+    PublishUnknown,
+    SendError,
+    TooLarge,
+)
+from brokerkit.event import Event
+from brokerkit.message import Address, Message, check_headers
+from brokerkit.names import check_name, with_prefix
+
+__all__ = ["Outcome", "Outgoing", "Publisher"]
+
+ROOM = 16 * 1024
+_LONGEST_KEY = 1024
+_LONGEST_ATTRIBUTE = 1024
+_DEEPEST = 100
+_FIRST_BACKOFF = 0.05
+_LONGEST_BACKOFF = 2.0
+
+HeadersLike = Mapping[str, str | bytes] | Iterable[tuple[str, str | bytes]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """
+    One message of a `publish_many`, with what `publish` takes beside the data.
+
+    key: messages of one key keep their order where a group asks for it. type: else the data's class name. id: else
+    random, or derived from the message being handled. extensions: CloudEvents attributes, lower-case letters and digits.
+    """
+
+    data: Any
+    key: str | None = None
+    type: str | None = None
+    id: str | None = None
+    subject: str | None = None
+    time: str | None = None
+    headers: HeadersLike = ()
+    extensions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one message of a `publish_many` fared: its event, and None or the error."""
+
+    event: Event[bytes]
+    error: SendError | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    publisher: "Publisher"
+    channel: str
+    message: Message
+    must_route: bool
+
+
+class Publisher:
+    """
+    Makes events and sends them.
+
+    name: the `source` of what is published. timeout: seconds for which an unreachable broker or an unknown outcome is tried
+    again, with the same event id.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str | None,
+        codec: Codec,
+        form: Form,
+        prefix: str,
+        timeout: float,
+        clock: Clock = SYSTEM,
+    ) -> None:
+        self.name = name
+        self.codec = codec
+        self.form = form
+        self.prefix = prefix
+        self.timeout = timeout
+        self.adapter: Adapter | None = None
+        self._clock = clock
+
+    def make(self, channel: str, outgoing: Outgoing, form: Form | None) -> tuple[Event[bytes], Message]:
+        """
+        Return the event and the message that carries it, checked.
+
+        Raises the typed error for what cannot travel (`BadName`, `BadHeader`, `BadKey`, `TooLarge`,
+        `ConfigurationError`), before anything moves.
+        """
+        check_name("channel", channel)
+        if self.name is None:
+            message = (
+                "publishing needs Bus(name=...): it becomes the source of the events, the same over restarts"
+            )
+            raise ConfigurationError(message)
+        data, content_type = self._encode(outgoing.data)
+        key = _key(outgoing.key)
+        headers = _headers(outgoing.headers)
+        delivery = current()
+        event = Event(
+            id=outgoing.id or "",
+            source=self.name,
+            type=_type(outgoing),
+            subject=outgoing.subject,
+            time=outgoing.time or timestamp(self._clock.time()),
+            datacontenttype=content_type,
+            extensions=_extensions(outgoing.extensions, delivery),
+            data=data,
+        )
+        if not event.id:
+            event = _with_id(
+                event, _random_id() if delivery is None else _derived_id(delivery, channel, event, key)
+            )
+        _check_attributes(event)
+        carried = lay(event, form or self.form, key=key, headers=headers)
+        self._check_size(carried)
+        return event, carried
+
+    def _encode(self, data: Any) -> tuple[bytes, str | None]:
+        if isinstance(data, bytes):
+            return data, "application/octet-stream"
+        try:
+            return self.codec.encode(data), self.codec.content_type
+        except (TypeError, ValueError) as error:
+            message = f"{type(data).__name__} cannot be written as {self.codec.content_type}: {error}"
+            raise ConfigurationError(message) from error
+
+    def _check_size(self, message: Message) -> None:
+        if self.adapter is None:
+            return
+        limit = self.adapter.capabilities.max_message - ROOM
+        if message.size > limit:
+            text = f"the message has {message.size} bytes with its headers; at most {limit} can be published to this broker"
+            raise TooLarge(text)
+
+    async def publish(
+        self,
+        channel: str,
+        outgoing: Sequence[Outgoing],
+        *,
+        form: Form | None,
+        must_route: bool,
+        hold: bool,
+        timeout: float | None,
+    ) -> list[Outcome]:
+        """Send some messages, or hold them for the handler that is running; one outcome for each."""
+        made = [self.make(channel, each, form) for each in outgoing]
+        delivery = current()
+        if hold and delivery is not None:
+            self._hold(delivery, channel, [message for _, message in made], must_route)
+            return [Outcome(event, None) for event, _ in made]
+        errors = await self.send(
+            channel, [message for _, message in made], must_route=must_route, timeout=timeout
+        )
+        return [Outcome(event, error) for (event, _), error in zip(made, errors, strict=True)]
+
+    def _hold(self, delivery: Delivery, channel: str, messages: Sequence[Message], must_route: bool) -> None:
+        if delivery.extra is None:
+            delivery.extra = {}
+        held: list[_Held] = delivery.extra.setdefault("outputs", [])
+        held += [_Held(self, channel, message, must_route) for message in messages]
+
+    async def send(
+        self,
+        channel: str,
+        messages: Sequence[Message],
+        *,
+        must_route: bool = False,
+        timeout: float | None = None,
+    ) -> list[SendError | None]:
+        """
+        Send until confirmed, refused, or out of time; one outcome for each message.
+
+        What is unreachable or unknown is sent again under the same id. When the time is over: `PublishUnknown` if any try
+        may have arrived, else the last error.
+        """
+        if self.adapter is None:
+            closed = ConnectionLost("the bus is not connected: use it inside 'async with bus:'")
+            return [closed] * len(messages)
+        to = Address(with_prefix(self.prefix, channel))
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (self.timeout if timeout is None else timeout)
+        outcomes: list[SendError | None] = [None] * len(messages)
+        left = list(range(len(messages)))
+        unknown: set[int] = set()
+        backoff = _FIRST_BACKOFF
+        while True:
+            errors = await self._try(to, [messages[index] for index in left], must_route, deadline)
+            again: list[int] = []
+            for index, error in zip(left, errors, strict=True):
+                outcomes[index] = error
+                if isinstance(error, PublishUnknown):
+                    unknown.add(index)
+                if error is not None and error.retryable:
+                    again.append(index)
+            left = again
+            wait = random.uniform(backoff / 2, backoff)  # noqa: S311 - jitter
+            if not left or loop.time() + wait >= deadline:
+                return [_final(outcome, index in unknown) for index, outcome in enumerate(outcomes)]
+            await asyncio.sleep(wait)
+            backoff = min(backoff * 2, _LONGEST_BACKOFF)
+
+    async def _try(
+        self, to: Address, messages: Sequence[Message], must_route: bool, deadline: float
+    ) -> Sequence[SendError | None]:
+        assert self.adapter is not None  # noqa: S101 - checked by the caller
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self.adapter.send(to, messages, must_route=must_route)
+        except TimeoutError:
+            unknown = PublishUnknown(
+                f"no confirmation for {to} within the publish timeout; publish again with the same id"
+            )
+            return [unknown] * len(messages)
+        except SendError as error:
+            return [error] * len(messages)
+
+
+async def flush_outputs(delivery: Delivery) -> None:
+    """
+    Send what a handler has published, confirmed, in order; raises the first error, which fails the attempt.
+
+    Runs inside the attempt: before an inbox commits, before dedupe remembers, before the ack. A second run publishes the
+    same ids.
+    """
+    held: list[_Held] = (delivery.extra or {}).pop("outputs", [])
+    at = 0
+    while at < len(held):
+        first = held[at]
+        part = [first.message]
+        while at + len(part) < len(held) and _together(first, held[at + len(part)]):
+            part.append(held[at + len(part)].message)
+        errors = await first.publisher.send(first.channel, part, must_route=first.must_route)
+        for error in errors:
+            if error is not None:
+                raise error
+        at += len(part)
+
+
+def _together(one: _Held, other: _Held) -> bool:
+    return (one.publisher, one.channel, one.must_route) == (other.publisher, other.channel, other.must_route)
+
+
+def _final(error: SendError | None, unknown: bool) -> SendError | None:
+    if error is None or not error.retryable or not unknown or isinstance(error, PublishUnknown):
+        return error
+    text = f"an earlier try may have been stored, the last one was not: {error}"
+    final = PublishUnknown(text)
+    final.__cause__ = error
+    return final
+
+
+def _key(key: object) -> bytes | None:
+    if key is None:
+        return None
+    if not isinstance(key, str):
+        message = f"key is {type(key).__name__}: give text, or None for no order"
+        raise BadKey(message)
+    try:
+        encoded = key.encode()
+    except UnicodeEncodeError as error:
+        message = "key holds a lone surrogate and cannot be encoded"
+        raise BadKey(message) from error
+    if len(encoded) > _LONGEST_KEY:
+        message = f"key has {len(encoded)} bytes; at most {_LONGEST_KEY}"
+        raise BadKey(message)
+    return encoded
+
+
+def _headers(headers: HeadersLike) -> tuple[tuple[str, str | bytes], ...]:
+    pairs = headers.items() if isinstance(headers, Mapping) else headers
+    checked = check_headers(pairs)
+    for name, _ in checked:
+        lowered = name.lower()
+        if lowered in OURS or lowered.startswith(("bk-", "ce-", "ce_", "cloudevents")):
+            message = f"header {name!r} is reserved; choose a name that does not begin with bk- or ce-"
+            raise BadHeader(message)
+    return checked
+
+
+def _type(outgoing: Outgoing) -> str:
+    name = outgoing.type or type_of(type(outgoing.data))
+    if not name:
+        message = f"{type(outgoing.data).__name__} stands for no event type; give type='order.placed' or publish a model"
+        raise ConfigurationError(message)
+    return name
+
+
+def _extensions(given: Mapping[str, str], delivery: Delivery | None) -> dict[str, str]:
+    extensions = dict(given)
+    for name, value in extensions.items():
+        if not (name.isascii() and name.isalnum() and name == name.lower()) or not isinstance(value, str):
+            message = (
+                f"extension {name!r}: CloudEvents names are lower-case letters and digits, values are text"
+            )
+            raise BadHeader(message)
+    if delivery is None:
+        return extensions
+    incoming = delivery.event
+    inherited = incoming.extensions
+    extensions.setdefault("correlationid", inherited.get("correlationid", incoming.id))
+    extensions.setdefault("causationid", incoming.id)
+    extensions["causationdepth"] = str(_depth(inherited.get("causationdepth")) + 1)
+    for name in ("traceparent", "tracestate"):
+        if name in inherited:
+            extensions.setdefault(name, inherited[name])
+    return extensions
+
+
+def _depth(text: str | None) -> int:
+    depth = int(text) if text is not None and text.isdigit() and len(text) < 6 else 0  # noqa: PLR2004 - any sane depth
+    if depth >= _DEEPEST:
+        message = f"{depth} events have been published in answer to each other: a loop, cut here"
+        raise LoopDetected(message)
+    return depth
+
+
+def _with_id(event: Event[bytes], identity: str) -> Event[bytes]:
+    return Event(
+        id=identity,
+        source=event.source,
+        type=event.type,
+        data=event.data,
+        subject=event.subject,
+        time=event.time,
+        datacontenttype=event.datacontenttype,
+        dataschema=event.dataschema,
+        extensions=event.extensions,
+    )
+
+
+def _random_id() -> str:
+    return str(uuid.uuid4())
+
+
+def _derived_id(delivery: Delivery, channel: str, event: Event[bytes], key: bytes | None) -> str:
+    """
+    Return the id of what a handler publishes: the same on a second run over the same message.
+
+    Made of the incoming identity, the group, the target, type, key, a hash of the data and the ordinal among equals; a
+    handler that puts time or chance into the data gets a new id on a second run.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (*delivery.event.identity, delivery.channel, delivery.group, channel, event.type):
+        digest.update(part.encode("utf-8", "surrogatepass") + b"\x1f")
+    digest.update((b"" if key is None else b"k" + key) + b"\x1f")
+    digest.update(hashlib.blake2b(event.data, digest_size=16).digest())
+    if delivery.extra is None:
+        delivery.extra = {}
+    ordinals: dict[bytes, int] = delivery.extra.setdefault("ordinals", {})
+    base = digest.digest()
+    ordinal = ordinals[base] = ordinals.get(base, 0) + 1
+    digest.update(str(ordinal).encode())
+    return str(uuid.UUID(bytes=digest.digest()))
+
+
+def _check_attributes(event: Event[bytes]) -> None:
+    for name in ("id", "source", "type", "subject", "time"):
+        value = getattr(event, name)
+        if value is None:
+            continue
+        if not isinstance(value, str) or not value or len(value) > _LONGEST_ATTRIBUTE:
+            message = f"event attribute {name}: give text of 1 to {_LONGEST_ATTRIBUTE} characters"
+            raise BadHeader(message)
+    for name, value in (
+        ("id", event.id),
+        ("source", event.source),
+        ("type", event.type),
+        *event.extensions.items(),
+    ):
+        check_headers([(name, value)])

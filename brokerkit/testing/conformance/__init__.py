@@ -1,0 +1,33 @@
+"""
+What every adapter has to keep, as tests that its author subclasses and runs.
+
+```python
+class TestMine(AdapterConformance):
+    @pytest.fixture
+    def harness(self) -> Harness:
+        return MyHarness()
+```
+
+Needs pytest and pytest-asyncio in auto mode. A test that a capability or a listed limit switches off is skipped
+with that reason; `switched_off` names them without running anything.
+"""
+
+import pytest
+
+# Before the parts are imported: only then do their asserts say what they compared.
+pytest.register_assert_rewrite(__name__)
+
+from brokerkit.testing.conformance.bench import Bench, Elsewhere, Member  # noqa: E402
+from brokerkit.testing.conformance.harness import LIMITS, Harness, Restarts  # noqa: E402
+from brokerkit.testing.conformance.suite import AdapterConformance, switched_off  # noqa: E402
+
+__all__ = [
+    "LIMITS",
+    "AdapterConformance",
+    "Bench",
+    "Elsewhere",
+    "Harness",
+    "Member",
+    "Restarts",
+    "switched_off",
+]

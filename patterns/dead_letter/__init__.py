@@ -1,0 +1,1 @@
+"""Keep what could not be handled, with its story, until somebody decides."""

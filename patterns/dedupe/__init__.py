@@ -1,0 +1,1 @@
+"""Handle an event once: remember the ids of what finished."""

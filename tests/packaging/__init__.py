@@ -1,0 +1,1 @@
+"""What the distribution carries, and which part may import which."""
