@@ -465,7 +465,7 @@ class Engine:
             if self._quiet and not self._running:
                 for quiet in self._quiet:
                     if not quiet.done():
-                quiet.set_result(None)
+                        quiet.set_result(None)
                 self._quiet.clear()
 
     def _escaped(self, delivery: Delivery, error: BaseException) -> Settlement | None:

@@ -164,7 +164,8 @@ def _walk(body: bytes) -> tuple[dict[str, Any], bytes]:
         name, at = _decoder.raw_decode(text, at)
         at = _skip(text, at)
         if text[at : at + 1] != ":":
-            raise json.JSONDecodeError("expected ':'", text, at)
+            reason = f"expected ':' at {at}"
+            raise _Unreadable(reason)
         start = _skip(text, at + 1)
         value, at = _decoder.raw_decode(text, start)
         if name in members:
@@ -178,7 +179,8 @@ def _walk(body: bytes) -> tuple[dict[str, Any], bytes]:
             break
         at = _skip(text, at + 1)
     if text[at : at + 1] != "}" or text[at + 1 :].strip():
-        raise json.JSONDecodeError("expected '}' and the end", text, at)
+        reason = f"expected the end of the object at {at}"
+        raise _Unreadable(reason)
     return members, data
 
 

@@ -183,7 +183,7 @@ class Closed(SendError):
 
 
 class Unsupported(ConfigurationError):
-    """This broker cannot do what was asked; the text says which one can, or what to do instead."""
+    """The broker cannot do what was asked; the text says which one can, or what to do instead."""
 
     code = "unsupported"
 

@@ -55,5 +55,5 @@ def tell(hooks: Sequence[Hook], event: HookEvent) -> None:
     for hook in hooks:
         try:
             hook(event)
-        except Exception:
+        except Exception:  # noqa: BLE001 - a hook changes nothing
             _log.exception("a hook raised on %s", type(event).__name__)

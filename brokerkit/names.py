@@ -34,9 +34,7 @@ def check_name(kind: str, name: object) -> str:
         )
         raise BadName(message)
     if words := RESERVED.intersection(re.split(r"[-.]", name)):
-        message = (
-            f"{kind} name {name!r}: the word {sorted(words)[0]!r} is reserved for places of brokerkit's own"
-        )
+        message = f"{kind} name {name!r}: the word {min(words)!r} is reserved for places of brokerkit's own"
         raise BadName(message)
     return name
 
