@@ -192,8 +192,8 @@ class Browses(Protocol):
         """
         Return a page of what is stored at a channel or a dead place, oldest first, and the next cursor.
 
-        The cursor is None when the end is reached *now*; for following a channel use the last one given and
-        ask again. `cursor="end"` starts behind what is stored.
+        A page with something in it always comes with a cursor; None comes with an empty page only: the end is reached
+        *now*, and to follow a channel ask again with the last cursor given. `cursor="end"` starts behind what is stored.
         """
         ...
 

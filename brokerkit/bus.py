@@ -45,7 +45,7 @@ class Bus(Router):
     """
     One event bus over one broker.
 
-    url: `memory://`, `sqlite:///events.db`, or what an installed adapter understands; `BROKERKIT_URL` wins over it.
+    url: `memory://`, `sqlite:///events.db`, or what an installed adapter understands.
     name: the `source` of what is published; the same over restarts and replicas. Optional on `memory://` only.
     prefix: put before every channel's name at the broker, to keep deployments apart.
     patterns: default patterns of every handler. envelope: `structured`, `binary` or `plain`.
@@ -53,7 +53,8 @@ class Bus(Router):
     connect_timeout, publish_timeout, grace: seconds.
     provisioning: `create` what is missing, `verify` and name all that is missing, or `off`.
 
-    Nothing touches the broker before `async with bus`.
+    A deployment's `BROKERKIT_URL`, `BROKERKIT_NAME` and `BROKERKIT_PREFIX` win over what the code says. Nothing touches
+    the broker before `async with bus`.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Bus(Router):
         if envelope not in ("structured", "binary", "plain"):
             message = f"envelope={envelope!r}: use 'structured', 'binary' or 'plain'"
             raise ConfigurationError(message)
+        name = os.environ.get("BROKERKIT_NAME") or name
         if name is None and url.startswith(_MEMORY):
             name = "memory"
         self.url = url
@@ -98,7 +100,7 @@ class Bus(Router):
         self.abandoned = 0
         """Handlers that were still running when the last drain gave up on them."""
         self._lifespan = lifespan
-        self._connect_timeout = connect_timeout
+        self.connect_timeout = connect_timeout
         self._provisioning: Provisioning = provisioning
         self._clock = clock
         self._codec = codec or JsonCodec()
@@ -136,7 +138,7 @@ class Bus(Router):
             message = f"{self!r} is connected already"
             raise ConfigurationError(message)
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._connect_timeout
+        deadline = loop.time() + self.connect_timeout
         backoff = 0.1
         while True:
             try:
@@ -360,12 +362,30 @@ class Bus(Router):
         for number in signals:
             loop.add_signal_handler(number, self.stop)
         try:
-            async with self, self.consuming():
-                await self._stop.wait()
+            if await self._connect_unless(self._stop):
+                try:
+                    async with self.consuming():
+                        await self._stop.wait()
+                finally:
+                    await self.close()
         finally:
             for number in signals:
                 loop.remove_signal_handler(number)
             self._stop = None
+
+    async def _connect_unless(self, stop: asyncio.Event) -> bool:
+        """Connect, or give up as soon as somebody asks to stop; True if connected."""
+        connecting = asyncio.create_task(self.connect())
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait([connecting, stopping], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if connecting.done():
+            connecting.result()
+            return True
+        connecting.cancel()
+        await asyncio.gather(connecting, return_exceptions=True)
+        await self.close()
+        return False
 
     def stop(self) -> None:
         """End `run()`: drain and leave. Called again, it cancels what still runs."""

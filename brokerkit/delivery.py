@@ -147,6 +147,17 @@ class Delivery:
         """
         return self.arrivals is not None and self.arrivals - 1 - self.returns >= _SUSPICION
 
+    @property
+    def unusual(self) -> bool:
+        """Whether anything speaks against simply handling it: it is cheap to ask, and mostly the answer is no."""
+        return (
+            self.stopped is not None
+            or self.mark is not None
+            or self.extra is not None
+            or self.alone > 0
+            or (self.arrivals is not None and self.arrivals > _SUSPICION)
+        )
+
     def __repr__(self) -> str:
         attempt = getattr(self, "attempt", "?")
         return (

@@ -27,7 +27,7 @@ from brokerkit.hooks import Alarm, Hook, Settled, Started, tell
 from brokerkit.lanes import Lanes
 from brokerkit.message import Address
 from brokerkit.pipeline import Handler
-from brokerkit.settlement import ACK, Ack, DeadLetter, Retry, Settle, Settlement
+from brokerkit.settlement import Ack, DeadLetter, Retry, Settle, Settlement
 from brokerkit.settler import Settler
 
 __all__ = ["Engine", "Intake", "Settings"]
@@ -89,7 +89,6 @@ class _Counts:
 
     out: int = 0
     abandoned: int = 0
-    started: int = 0
 
 
 class Engine:
@@ -138,7 +137,6 @@ class Engine:
         self._stopping = False
         self._dismissed = False
         self._hurried = False
-        self._marked: Delivery | None = None
         self._subscription: Subscription | None = None
         self._workers: list[asyncio.Task[None]] = []
         self._reader: asyncio.Task[None] | None = None
@@ -323,10 +321,8 @@ class Engine:
             await self._room
             limit = self._limit()
         deliveries = await subscription.receive(limit)
-        now = self._clock.time()
         self.counts.out += len(deliveries)
-        for delivery in deliveries:
-            self._admit(delivery, subscription, now)
+        self._admit(deliveries, subscription)
         return bool(deliveries)
 
     def _limit(self) -> int:
@@ -344,21 +340,34 @@ class Engine:
         if room is not None and not room.done() and not self.intake.reasons and self._limit() > 0:
             room.set_result(None)
 
-    def _admit(self, delivery: Delivery, subscription: Subscription, now: float) -> None:
-        delivery.subscription = subscription
-        delivery.channel = self.channel
-        delivery.group = self.group
-        delivery.order = self.settings.order
-        delivery.control = self.intake
-        try:
-            read_delivery(delivery, now)
-        except TooNew as error:
-            delivery.extra = {"too_new": error}
-        if self._lanes.enter(delivery):
-            self._make_ready(delivery)
+    def _admit(self, deliveries: Sequence[Delivery], subscription: Subscription) -> None:
+        """Fill in what the core knows of each delivery and put it into its lane."""
+        now = self._clock.time()
+        channel, group, order, intake = self.channel, self.group, self.settings.order, self.intake
+        enter = self._lanes.enter
+        for delivery in deliveries:
+            delivery.subscription = subscription
+            delivery.channel = channel
+            delivery.group = group
+            delivery.order = order
+            delivery.control = intake
+            try:
+                read_delivery(delivery, now)
+            except TooNew as error:
+                delivery.extra = {"too_new": error}
+            if delivery.message.key is None or enter(delivery):
+                self._make_ready(delivery)
 
     def _make_ready(self, delivery: Delivery) -> None:
-        """Queue a delivery that heads its lane, unless it may not start at all or only alone."""
+        """Queue a delivery that heads its lane, unless it may not start at all, not yet, or only alone."""
+        if delivery.unusual or delivery.hop >= self.settings.hop_limit:
+            self._make_ready_if_allowed(delivery)
+            return
+        self._ready.append(delivery)
+        if self._idle and not self._gate:
+            self._wake_worker()
+
+    def _make_ready_if_allowed(self, delivery: Delivery) -> None:
         if delivery.stopped is not None:
             self._gone(delivery)
         elif delivery.extra is not None and "too_new" in delivery.extra:
@@ -394,63 +403,69 @@ class Engine:
     # -- handling
 
     async def _work(self) -> None:
+        """
+        Handle what is ready, one delivery after the other.
+
+        This is the hot path: a handling that never suspends is run, concluded and forgotten in this loop.
+        """
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a worker is a task
         loop = asyncio.get_running_loop()
         ready = self._ready
-        turn = loop.time()
+        time = loop.time
+        turn = time()
         while True:
             if not ready or self._gate:
-                await self._rest(loop.create_future())
-                turn = loop.time()
+                await self._rest(loop.create_future(), task)
+                turn = time()
                 continue
             delivery = ready.popleft()
             if delivery.stopped is not None:
                 self._gone(delivery)
                 continue
-            await self._handle(delivery)
-            if loop.time() - turn > _TURN:
+            settlement = self._begin(delivery)
+            if type(settlement) is not Ack:
+                settlement = await self._finish(delivery, settlement, task)
+            if task.cancelling():
+                await absorb_cancellation(task)
+            if settlement is None or delivery.stopped is not None:
+                self._gone(delivery)
+            else:
+                self._conclude(delivery, settlement)
+            if time() - turn > _TURN:
                 await asyncio.sleep(0)
-                turn = loop.time()
+                turn = time()
 
-    async def _rest(self, idle: "asyncio.Future[None]") -> None:
+    async def _rest(self, idle: "asyncio.Future[None]", task: asyncio.Task[Any]) -> None:
         """Wait for work. A cancellation that an earlier handler left behind must not end the worker."""
         self._idle.append(idle)
         try:
             await idle
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if self._dismissed or task is None:
+            if self._dismissed:
                 raise
             await absorb_cancellation(task)
 
-    async def _handle(self, delivery: Delivery) -> None:
-        """Run the chain for one delivery inside a context of its own, and conclude."""
-        self.counts.started += 1
+    def _begin(self, delivery: Delivery) -> "Settlement | Driven[Settlement] | None":
+        """Run the chain until it first suspends, inside a context of its own: its settlement, or what is to be awaited."""
         if self._hooks:
             tell(self._hooks, Started(delivery))
+        CURRENT.set(delivery)
         context = copy_context()
-        context.run(CURRENT.set, delivery)
         coroutine: Any = self._handler(delivery)
-        task: asyncio.Task[Any] | None = None
-        settlement: Settlement | None
         try:
             yielded = context.run(coroutine.send, None)
         except StopIteration as stop:
-            settlement = stop.value
+            settlement: Settlement = stop.value
+            return settlement
         except BaseException as error:  # noqa: BLE001 - sorted out in _escaped
-            settlement = self._escaped(delivery, error)
-        else:
-            task = asyncio.current_task()
-            assert task is not None  # noqa: S101 - a worker is a task
-            settlement = await self._suspended(delivery, task, Driven(context, coroutine, yielded))
-        task = task or asyncio.current_task()
-        if task is not None and task.cancelling():
-            await absorb_cancellation(task)
-        if self._marked is delivery:
-            await self._take_mark_back(delivery)
-        if settlement is None or delivery.stopped is not None:
-            self._gone(delivery)
-        else:
-            self._conclude(delivery, settlement)
+            return self._escaped(delivery, error)
+        return Driven(context, coroutine, yielded)
+
+    async def _finish(
+        self, delivery: Delivery, begun: "Settlement | Driven[Settlement] | None", task: asyncio.Task[Any]
+    ) -> Settlement | None:
+        return await self._suspended(delivery, task, begun) if isinstance(begun, Driven) else begun
 
     async def _suspended(
         self, delivery: Delivery, task: asyncio.Task[Any], driven: Driven[Settlement]
@@ -490,7 +505,7 @@ class Engine:
 
     def _conclude(self, delivery: Delivery, settlement: Settlement) -> None:
         if type(settlement) is Ack:
-            self.settler.settle(delivery, ACK)
+            self.settler.settle(delivery, settlement)
         elif isinstance(settlement, DeadLetter):
             self.settler.copy(delivery, settlement)
             if self.settings.order == "key":
@@ -549,12 +564,10 @@ class Engine:
 
     # -- endings
 
-    def _on_end(self, delivery: Delivery, outcome: str) -> None:
-        self.counts.out -= 1
+    def _on_end(self, count: int) -> None:
+        self.counts.out -= count
         if self._room is not None:
             self._more_room()
-        if outcome == "stale" and delivery.stopped is None:
-            delivery.stopped = "lost"
 
     def _on_copied(self, delivery: Delivery) -> None:
         """Release the lane of a dead letter once its copy is safe: until then its key must not go on."""
@@ -622,16 +635,20 @@ class Engine:
                         self._wake_worker()
 
     async def _run_alone(self, delivery: Delivery) -> None:
+        """Handle a suspect with a crash mark standing, which every ending that the process survives takes back."""
         if delivery.stopped is not None or not await self._write_mark(delivery, delivery.alone + 1):
             self._gone(delivery)
             return
-        self._marked = delivery
-        await self._handle(delivery)
-
-    async def _take_mark_back(self, delivery: Delivery) -> None:
-        """The process has survived this handling, however it ended; before it is settled, because a return keeps marks."""
-        self._marked = None
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - isolation is a task
+        settlement = await self._finish(delivery, self._begin(delivery), task)
+        if task.cancelling():
+            await absorb_cancellation(task)
         await self._write_mark(delivery, delivery.alone)
+        if settlement is None or delivery.stopped is not None:
+            self._gone(delivery)
+        else:
+            self._conclude(delivery, settlement)
 
     async def _write_mark(self, delivery: Delivery, alone: int) -> bool:
         """Write a crash mark where the subscription keeps them; False if the delivery is no longer ours."""

@@ -43,7 +43,7 @@ _LONGEST = 30.0
 _HOLD_COPY = "dead_letter"
 
 T = TypeVar("T")
-OnEnd = Callable[[Delivery, str], None]
+OnEnd = Callable[[int], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -65,8 +65,8 @@ class Settler:
     """
     Ends the deliveries of one group in one process.
 
-    on_end(delivery, outcome) is called once for each delivery, when the broker has confirmed how it ended:
-    `ack`, `return`, `retry`, `dead`, or `stale`. `on_copied(delivery)` is called as soon as its copy is confirmed.
+    on_end(count) says that so many deliveries have ended, because the broker has confirmed it or they are no longer ours.
+    on_copied(delivery) is called as soon as its copy is confirmed.
     blocked: how many copies could not be sent at the last try; readiness is red while it is above zero.
     """
 
@@ -95,6 +95,7 @@ class Settler:
         self._tries: dict[int, int] = {}
         self._timers: set[asyncio.TimerHandle] = set()
         self._open = 0
+        """Taken out of `_settles` and not ended, or on the way as a copy."""
         self._wake = asyncio.Event()
         self._wake_copies = asyncio.Event()
         self._settled = asyncio.Event()
@@ -115,10 +116,10 @@ class Settler:
 
     def settle(self, delivery: Delivery, settlement: Ack | Retry) -> None:
         """End a delivery at the boundary: remove it, or return it uncounted."""
-        self._open += 1
-        self._settles.append((delivery, settlement))
-        if len(self._settles) == 1:
+        settles = self._settles
+        if not settles:
             self._wake.set()
+        settles.append((delivery, settlement))
 
     def copy(self, delivery: Delivery, settlement: Retry | DeadLetter) -> None:
         """Send the copy that a counted retry or a dead letter asks for, then ack the original."""
@@ -142,9 +143,12 @@ class Settler:
 
     async def flush(self) -> None:
         """Wait until everything given so far has ended, however long the broker takes."""
-        while self._open or self._marks:
+        while self._busy():
             self._settled.clear()
             await self._settled.wait()
+
+    def _busy(self) -> bool:
+        return bool(self._open or self._settles or self._marks)
 
     async def close(self) -> None:
         """Stop working. What has not ended is left unsettled, for the broker to hand out again."""
@@ -163,12 +167,10 @@ class Settler:
                 await self._write_marks(marks)
             settles, self._settles = self._settles, []
             if settles:
+                self._open += len(settles)
                 await self._settle_batch(settles)
-            self._check_empty()
-
-    def _check_empty(self) -> None:
-        if not self._open and not self._marks:
-            self._settled.set()
+            if not self._busy():
+                self._settled.set()
 
     async def _write_marks(self, marks: Sequence[tuple[Delivery, bytes | None]]) -> None:
         for subscription, part in _by_subscription(marks):
@@ -182,6 +184,10 @@ class Settler:
     async def _settle_batch(self, batch: Sequence[tuple[Delivery, Ack | Retry]]) -> None:
         for subscription, part in _by_subscription(batch):
             outcomes = await self._outcomes(subscription, part)
+            if not any(outcomes) and not (self._ends or self._tries or self._hooks):
+                self._open -= len(part)
+                self._on_end(len(part))
+                continue
             for (delivery, settlement), error in zip(part, outcomes, strict=True):
                 if error is None:
                     self._ended(delivery, settlement)
@@ -209,7 +215,7 @@ class Settler:
 
     def _end(self, delivery: Delivery, settlement: Settlement | None, outcome: str) -> None:
         self._open -= 1
-        self._on_end(delivery, outcome)
+        self._on_end(1)
         if self._hooks:
             tell(self._hooks, Settled(delivery, settlement, outcome))
 
@@ -226,8 +232,8 @@ class Settler:
         self._end(delivery, None, "stale")
 
     def _again(self, delivery: Delivery, settlement: Ack | Retry) -> None:
-        self._settles.append((delivery, settlement))
-        self._wake.set()
+        self._open -= 1
+        self.settle(delivery, settlement)
 
     def _later(self, tries: int, call: Callable[[], None]) -> None:
         """Call after a back-off with full jitter above a floor, at most 30 s."""

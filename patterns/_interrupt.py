@@ -5,9 +5,10 @@ Shared by the patterns that do so; no part of the public face.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine, Generator
 from types import coroutine
-from typing import Any
+from typing import Any, cast
 
 from brokerkit.delivery import Delivery
 from brokerkit.settlement import Settlement
@@ -50,20 +51,16 @@ class Handling:
         Raises `CancelledError` if somebody else wants the task to stop as well: theirs is not ours to swallow.
         """
         self._task.uncancel()
-        try:
+        with contextlib.suppress(asyncio.CancelledError):
             # Up to Python 3.12 uncancel() leaves a cancellation that was asked for but not yet thrown; it is thrown here
             await asyncio.sleep(0)
-        except asyncio.CancelledError:
-            pass
         if self._task.cancelling() > self._before:
             raise asyncio.CancelledError
         self.delivery.stopped = None
 
 
 @coroutine
-def rest(
-    started: Coroutine[Any, Any, Settlement], waiting: object
-) -> Generator[object, Any, Settlement]:
+def rest(started: Coroutine[Any, Any, Settlement], waiting: object) -> Generator[object, Any, Settlement]:
     """
     Await a coroutine that has made its first step already and waits for `waiting`.
 
@@ -76,7 +73,7 @@ def rest(
             try:
                 waiting = started.throw(error)
             except StopIteration as done:
-                settlement: Settlement = done.value
-                return settlement
+                return cast("Settlement", done.value)
         else:
-            return (yield from started)  # type: ignore[misc] - a started coroutine may be delegated to
+            settlement = yield from cast("Generator[object, Any, Settlement]", started)
+            return settlement

@@ -3,8 +3,9 @@ Bulkhead: named compartments that bound how many handlings use one thing at a ti
 """
 
 import asyncio
-from asyncio import AbstractEventLoop, CancelledError, Future
+from asyncio import AbstractEventLoop, Future
 from collections import deque
+from contextlib import suppress
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from brokerkit.delivery import Delivery
@@ -17,7 +18,9 @@ __all__ = ["BulkheadPattern", "bulkhead"]
 _FULL = 1.0
 
 
-def bulkhead(name: str, limit: int, *, max_waiting: int | None = None, isolation: str = "task") -> "BulkheadPattern":
+def bulkhead(
+    name: str, limit: int, *, max_waiting: int | None = None, isolation: str = "task"
+) -> "BulkheadPattern":
     """
     Let at most `limit` handlings into the compartment `name` at a time; the others wait in order of arrival.
 
@@ -45,14 +48,16 @@ class BulkheadPattern:
         if isolation != "task":
             message = f'bulkhead({name!r}, isolation={isolation!r}): only "task" is there yet, not threads or processes'
             raise Unsupported(message)
-        if not isinstance(name, str) or not name:
+        if not (_is_text(name) and name):
             message = f"bulkhead({name!r}): the name of a compartment is text"
             raise ConfigurationError(message)
         if not _is_count(limit) or limit < 1:
             message = f"bulkhead({name!r}, {limit!r}): the limit is a whole number above 0"
             raise ConfigurationError(message)
         if max_waiting is not None and not _is_count(max_waiting):
-            message = f"bulkhead({name!r}, max_waiting={max_waiting!r}): give a whole number, or None for no bound"
+            message = (
+                f"bulkhead({name!r}, max_waiting={max_waiting!r}): give a whole number, or None for no bound"
+            )
             raise ConfigurationError(message)
         self.name = name
         self.limit = limit
@@ -131,11 +136,13 @@ class _Room:
         self.waiting.append(turn)
         try:
             await turn
-        except CancelledError:
-            if turn.cancelled():
-                self.waiting.remove(turn)
-            else:
+        except BaseException:
+            if turn.done() and not turn.cancelled():
                 self.hand_on()  # the slot came in the same step as the cancellation
+            else:
+                turn.cancel()
+                with suppress(ValueError):  # it was skipped already
+                    self.waiting.remove(turn)
             raise
 
     def hand_on(self) -> None:
@@ -148,6 +155,10 @@ class _Room:
 
 
 _rooms: "WeakKeyDictionary[AbstractEventLoop, WeakValueDictionary[str, _Room]]" = WeakKeyDictionary()
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def _is_count(value: object) -> bool:

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from tenacity import RetryCallState, Retrying, wait
 from tenacity.wait import WaitBaseT
@@ -164,7 +164,11 @@ class RetryPattern:
         if place.order == "key":
             most, whose, advice = place.max_hold, "max_hold", 'raise max_hold, or use order="none"'
         else:
-            most, whose, advice = place.capabilities.max_delay, "what this broker can delay", "or use another broker"
+            most, whose, advice = (
+                place.capabilities.max_delay,
+                "what this broker can delay",
+                "or use another broker",
+            )
         if longest <= most or (place.order == "none" and longest < self.in_place):
             return
         message = (
@@ -188,7 +192,12 @@ class RetryPattern:
         judged = self._judged(error, text)
         if isinstance(judged, Ack) or (isinstance(judged, Retry) and not judged.counts):
             return judged
-        entry = {"n": delivery.attempt, "at": int(now * 1000), "type": failure.type, "message": failure.message}
+        entry = {
+            "n": delivery.attempt,
+            "at": int(now * 1000),
+            "type": failure.type,
+            "message": failure.message,
+        }
         _remember(delivery, {**entry, "trace": failure.trace})
         if isinstance(judged, DeadLetter):
             return judged
@@ -202,7 +211,8 @@ class RetryPattern:
         now = self._clock.time()
         reason = settlement.reason or "Retry"
         _remember(
-            delivery, {"n": delivery.attempt, "at": int(now * 1000), "type": "Retry", "message": settlement.reason}
+            delivery,
+            {"n": delivery.attempt, "at": int(now * 1000), "type": "Retry", "message": settlement.reason},
         )
         return self._again(delivery, now, _clamped(settlement.after), reason)
 
@@ -213,7 +223,9 @@ class RetryPattern:
         if self.deadline is not None:
             left = delivery.first + self.deadline - now
             if left <= 0:
-                return DeadLetter("exhausted", f"attempt {attempt}, deadline of {self.deadline:g} s is over: {reason}")
+                return DeadLetter(
+                    "exhausted", f"attempt {attempt}, deadline of {self.deadline:g} s is over: {reason}"
+                )
             after = min(after, left)
         return Retry(after=after, reason=reason)
 
@@ -226,7 +238,7 @@ class RetryPattern:
             return DeadLetter("decode_error", text)
         try:
             hopeful = not self._hopeless(error) and self._passes(error)
-        except Exception:
+        except Exception:  # noqa: BLE001 - a broken predicate must not cost a message
             _log.exception("a predicate of %r raised; %s is tried again", self, type(error).__name__)
             return None
         return None if hopeful else DeadLetter("unrecoverable", text)
@@ -245,7 +257,9 @@ class RetryPattern:
             return error.retryable or isinstance(error, Closed)
         if self._matches(error):
             return not isinstance(error, ExceptionGroup) or all(
-                leaf.retryable or isinstance(leaf, Closed) for leaf in _leaves(error) if isinstance(leaf, BrokerkitError)
+                leaf.retryable or isinstance(leaf, Closed)
+                for leaf in _leaves(error)
+                if isinstance(leaf, BrokerkitError)
             )
         return isinstance(error, ExceptionGroup) and all(self._passes(leaf) for leaf in error.exceptions)
 
@@ -253,7 +267,7 @@ class RetryPattern:
         state = _state(delivery.attempt, error, since=now - delivery.first)
         try:
             after = float(self.wait(state))
-        except Exception:
+        except Exception:  # noqa: BLE001
             _log.exception("the wait strategy of %r raised; the default one is used", self)
             after = math.nan
         return _clamped(float(_DEFAULT_WAIT(state)) if math.isnan(after) else after)
@@ -338,40 +352,41 @@ def _remember(delivery: Delivery, entry: dict[str, Any]) -> None:
         story[1:3] = [{"cut": merged}]
 
 
-def _check_limits(attempts: object, deadline: object, in_place: object) -> None:
-    if attempts is not None and (
-        isinstance(attempts, bool) or not isinstance(attempts, int) or not 1 <= attempts <= _MOST_ATTEMPTS
-    ):
+def _check_limits(attempts: int | None, deadline: float | None, in_place: float) -> None:
+    if attempts is not None and not (_is_number(attempts, int) and 1 <= attempts <= _MOST_ATTEMPTS):
         message = f"retry(attempts={attempts!r}): give a whole number from 1 to {_MOST_ATTEMPTS:,}, or None"
         raise ConfigurationError(message)
-    if deadline is not None and not (_is_seconds(deadline) and deadline > 0):
+    if deadline is not None and not (_is_number(deadline, int | float) and deadline > 0):
         message = f"retry(deadline={deadline!r}): give seconds above 0, or None"
         raise ConfigurationError(message)
     if attempts is None and deadline is None:
         message = "retry(attempts=None): without a limit of attempts give a deadline, or a broken message is tried for ever"
         raise ConfigurationError(message)
-    if not (_is_seconds(in_place) and in_place >= 0):
+    if not (_is_number(in_place, int | float) and in_place >= 0):
         message = f"retry(in_place={in_place!r}): give seconds, 0 for never"
         raise ConfigurationError(message)
 
 
-def _is_seconds(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _is_number(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _matcher(name: str, errors: Any) -> Callable[[Exception], bool]:
-    kinds = errors if isinstance(errors, tuple) else (errors,)
+def _matcher(name: str, errors: Errors) -> Callable[[Exception], bool]:
+    kinds: tuple[Any, ...] = errors if isinstance(errors, tuple) else (errors,)
     if all(isinstance(kind, type) for kind in kinds):
         if wrong := [kind for kind in kinds if not issubclass(kind, Exception)]:
-            message = f"retry({name}=...): {wrong[0].__name__} is no subclass of Exception; it must pass untouched"
+            message = (
+                f"retry({name}=...): {wrong[0].__name__} is no subclass of Exception; it must pass untouched"
+            )
             raise ConfigurationError(message)
         if name == "give_up_on":
             return lambda error: any(isinstance(leaf, kinds) for leaf in (error, *_leaves(error)))
         return lambda error: isinstance(error, kinds)
-    if not callable(errors):
+    predicate: Any = errors
+    if not callable(predicate):
         message = f"retry({name}={errors!r}): give an exception class, a tuple of them, or a predicate"
         raise ConfigurationError(message)
-    return errors  # type: ignore[no-any-return] - a predicate, by its signature
+    return cast("Callable[[Exception], bool]", predicate)
 
 
 def _leaves(error: BaseException) -> Iterable[BaseException]:
@@ -382,7 +397,7 @@ def _leaves(error: BaseException) -> Iterable[BaseException]:
         yield error
 
 
-def _checked_rules(rules: Mapping[type[Exception], Rule]) -> dict[type[BaseException], Rule]:
+def _checked_rules(rules: Mapping[Any, Any]) -> dict[type[BaseException], Rule]:
     for kind, rule in rules.items():
         if not (isinstance(kind, type) and issubclass(kind, Exception)):
             message = f"retry(rules=...): {kind!r} is no exception class"
@@ -398,7 +413,7 @@ def _applied(rule: Rule, error: Exception) -> Settlement | None:
         return rule
     try:
         settlement = rule(error)
-    except Exception:
+    except Exception:  # noqa: BLE001
         _log.exception("a rule for %s raised; the error is classified without it", type(error).__name__)
         return None
     if settlement is None or isinstance(settlement, Ack | Retry | DeadLetter):
@@ -421,7 +436,9 @@ def _strategy(strategy: WaitBaseT) -> str:
     if not isinstance(strategy, wait.wait_base):
         return getattr(strategy, "__name__", type(strategy).__name__)
     parts = [
-        f"{name}=[{', '.join(map(_strategy, value))}]" if isinstance(value, tuple | list) else f"{name}={value}"
+        f"{name}=[{', '.join(map(_strategy, value))}]"
+        if isinstance(value, tuple | list)
+        else f"{name}={value}"
         for name, value in vars(strategy).items()
     ]
     return f"{type(strategy).__name__}({', '.join(parts)})"

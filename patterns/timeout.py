@@ -41,8 +41,14 @@ class TimeoutPattern:
     kind = "timeout"
 
     def __init__(self, seconds: float) -> None:
-        good = isinstance(seconds, int | float) and not isinstance(seconds, bool) and math.isfinite(seconds)
-        if not good or seconds <= 0:
+        given: object = seconds
+        good = (
+            isinstance(given, int | float)
+            and not isinstance(given, bool)
+            and math.isfinite(given)
+            and given > 0
+        )
+        if not good:
             message = f"timeout({seconds!r}): give seconds above 0"
             raise ConfigurationError(message)
         self.seconds = float(seconds)

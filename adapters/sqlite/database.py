@@ -5,7 +5,6 @@ All of it is used by one thread.
 """
 
 import contextlib
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -112,17 +111,12 @@ class Database:
         `gather` is called with the lock in hand, so what came while waiting for it takes part. One job that fails
         harms only itself. Jobs that end without success have their `error` set.
         """
-        with self._locked():
-            jobs = gather()
-            if not jobs:
-                return []
-            try:
-                self._begin(synced=any(job.synced for job in jobs))
-            except (sqlite3.Error, ConnectionLost) as error:
-                self._fail(jobs, error)
-                return []
-            done = self._run_together(jobs) or self._run_apart(jobs)
-            return self._commit(jobs, done)
+        try:
+            with self._locked():
+                return self._group(gather())
+        except OSError as error:
+            self._fail(gather(), error)
+            return []
 
     def read(self, job: Job[Any]) -> None:
         """Run a job that only reads, on one state of the file, without waiting for other processes."""
@@ -133,7 +127,7 @@ class Database:
         except Exception as error:  # noqa: BLE001 - it is raised where the caller waits
             self._fail([job], error)
         finally:
-            self._rollback([])
+            self._rollback([tx])
 
     def bare(self, job: Job[Any]) -> None:
         """Run a job under the lock and outside of any transaction."""
@@ -156,7 +150,7 @@ class Database:
 
     def _find(self) -> tuple[int, int] | None:
         try:
-            found = os.stat(self.path)
+            found = self.path.stat()
         except FileNotFoundError:
             return None
         return found.st_dev, found.st_ino
@@ -180,59 +174,67 @@ class Database:
             else:
                 return
 
-    def _run_together(self, jobs: Sequence[Job[Any]]) -> list[Transaction] | None:
-        """Run all, or roll back and return None if one fails: this costs a savepoint for none of them."""
-        tx = Transaction(self.connection, self._clock.time())
-        try:
-            for job in jobs:
-                job.run(tx)
-        except Exception:  # noqa: BLE001 - it happens again where it can be told whose it is
-            self._rollback([tx])
-            self.connection.execute("BEGIN IMMEDIATE")
-            return None
-        return [tx]
-
-    def _run_apart(self, jobs: Sequence[Job[Any]]) -> list[Transaction]:
-        """Run each in a savepoint of its own."""
+    def _group(self, jobs: Sequence[Job[Any]]) -> list[Transaction]:
         done: list[Transaction] = []
-        for job in jobs:
-            tx = Transaction(self.connection, self._clock.time())
-            try:
-                tx.execute("SAVEPOINT job")
-                job.run(tx)
-                tx.execute("RELEASE job")
-                done.append(tx)
-            except Exception as error:  # noqa: BLE001 - it is raised where the caller waits
-                self._fail([job], error)
-                if not self.connection.in_transaction:
-                    # A full disk, for example: SQLite has rolled everything back, the good ones as well.
-                    self._fail(jobs, error)
-                    self._rollback([*done, tx])
-                    return []
-                tx.execute("ROLLBACK TO job")
-                tx.execute("RELEASE job")
-                _call(tx.undone)
-        return done
-
-    def _commit(self, jobs: Sequence[Job[Any]], done: list[Transaction]) -> list[Transaction]:
-        if not self.connection.in_transaction:
-            return []
+        if not jobs:
+            return done
         try:
-            self.connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            for job in jobs:
-                job.error = job.error or at_commit(error, self.path)
+            self._begin(synced=any(job.synced for job in jobs))
+            if not self._run_together(jobs, done):
+                self._begin(synced=any(job.synced for job in jobs))
+                self._run_apart(jobs, done)
+            self._commit(jobs)
+        except Exception as error:  # noqa: BLE001 - it is raised where the callers wait
+            self._fail(jobs, error)
             self._rollback(done)
-            return []
         for tx in done:
             _call(tx.committed)
         return done
 
-    def _rollback(self, undone: Sequence[Transaction]) -> None:
-        if self._connection is not None and self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
+    def _run_together(self, jobs: Sequence[Job[Any]], done: list[Transaction]) -> bool:
+        """Run all, or roll back and return False if one fails: this costs a savepoint for none of them."""
+        tx = Transaction(self.connection, self._clock.time())
+        done.append(tx)
+        try:
+            for job in jobs:
+                job.run(tx)
+        except Exception:  # noqa: BLE001 - it happens again where it can be told whose it is
+            self._rollback(done)
+            return False
+        return True
+
+    def _run_apart(self, jobs: Sequence[Job[Any]], done: list[Transaction]) -> None:
+        """Run each in a savepoint of its own."""
+        for job in jobs:
+            tx = Transaction(self.connection, self._clock.time())
+            tx.execute("SAVEPOINT job")
+            try:
+                job.run(tx)
+            except Exception as error:
+                _call(tx.undone)
+                if not self.connection.in_transaction:
+                    raise  # a full disk, for example: SQLite has rolled back everything, the good ones as well
+                self._fail([job], error)
+                tx.execute("ROLLBACK TO job")
+            else:
+                done.append(tx)
+            tx.execute("RELEASE job")
+
+    def _commit(self, jobs: Sequence[Job[Any]]) -> None:
+        try:
+            self.connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            unsure = at_commit(error, self.path)
+            for job in jobs:
+                job.error = job.error or unsure
+            raise
+
+    def _rollback(self, undone: list[Transaction]) -> None:
+        if self.connection.in_transaction:
+            self.connection.execute("ROLLBACK")
         for tx in undone:
             _call(tx.undone)
+        undone.clear()
 
     def _fail(self, jobs: Sequence[Job[Any]], error: Exception) -> None:
         for job in jobs:

@@ -46,7 +46,9 @@ def _classify(error: sqlite3.Error | OSError) -> BrokerkitError:
         return ConnectionLost(f"the file cannot be used: {error.strerror}")
     code = _code(error)
     if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-        return ConfigurationError(f"the file is not a database, or is damaged ({error}); give brokerkit a new one")
+        return ConfigurationError(
+            f"the file is not a database, or is damaged ({error}); give brokerkit a new one"
+        )
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
         return Unauthorised(f"the file cannot be written: {error}")
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):

@@ -10,18 +10,24 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar, cast
 
+from brokerkit.adapters.sqlite.database import Work
 from brokerkit.adapters.sqlite.leases import peek
 from brokerkit.adapters.sqlite.lock import FileLock
-from brokerkit.adapters.sqlite.members import Sight, beat, expire, roll_call
+from brokerkit.adapters.sqlite.members import Sight, beat, expire, leave, roll_call
 from brokerkit.adapters.sqlite.places import Place
+from brokerkit.adapters.sqlite.shares import is_uneven
 from brokerkit.adapters.sqlite.transaction import Transaction
 from brokerkit.adapters.sqlite.wake import Sender
 from brokerkit.adapters.sqlite.writer import Writer
 from brokerkit.clock import Clock
 
 __all__ = ["Keeper", "Local", "life_file"]
+
+T = TypeVar("T")
 
 _LOOK = 0.05
 """Seconds between two looks at the file and the other members; what a lost hint costs."""
@@ -37,17 +43,19 @@ class Local:
     """
     A member of this adapter.
 
-    waits: whether its subscription waits in `receive`. nudge, expect, lost: called in the event loop when there
-    may be something, with the wall time at which there will be, and when the member was declared dead.
+    nudge: called in the event loop when there may be messages; balance: when its share of the slots may have
+    changed; expect: with the wall time at which the next message is due; lost: when it was declared dead.
+    leaving: its subscription is closed, but it could not be written yet that it leaves.
     """
 
     id: int
     place: Place
     life: FileLock
     nudge: Callable[[], None]
+    balance: Callable[[], None]
     expect: Callable[[float], None]
     lost: Callable[[], None]
-    waits: bool = False
+    leaving: bool = False
 
 
 class Keeper:
@@ -98,6 +106,7 @@ class Keeper:
             local = self.locals.get(member)
             if local is not None:
                 self._writer.post(local.nudge)
+                self._writer.post(local.balance)
             elif address:
                 self._sender.send(member, address)
 
@@ -125,13 +134,16 @@ class Keeper:
         tx = Transaction(self._database.connection, self._clock.time())
         self._meet(roll_call(tx))
         for local in self.locals.values():
-            if not local.waits and local.place.mode != "key":
-                continue
-            ready, due = peek(tx, local.place, local.id)
-            if ready:
-                self._writer.post(local.nudge)
-            elif due is not None:
-                self._writer.post(_expecting(local, due))
+            self._look_for(tx, local)
+
+    def _look_for(self, tx: Transaction, local: Local) -> None:
+        ready, due = peek(tx, local.place, local.id)
+        if ready:
+            self._writer.post(local.nudge)
+        elif due is not None:
+            self._writer.post(lambda: local.expect(due))
+        if local.place.mode == "key" and is_uneven(tx, local.place.id, local.id):
+            self._writer.post(local.balance)
 
     def _meet(self, sights: list[Sight]) -> None:
         """Open the lock files of members that are new to us, and forget those that are gone."""
@@ -153,10 +165,10 @@ class Keeper:
 
     def _beat(self) -> None:
         """Renew all our leases with one statement each, and look who has not done so for a whole lease."""
-        job = self._writer.now(lambda tx: (beat(tx, list(self.locals)), roll_call(tx)))
-        if job.error is not None:
-            raise job.error
-        lost, sights = job.result or ([], [])
+        for local in [local for local in self.locals.values() if local.leaving]:
+            self._now(partial(leave, place=local.place.id, member=local.id))
+            self.remove(local.id)
+        lost, sights = self._now(lambda tx: (beat(tx, list(self.locals)), roll_call(tx)))
         for member in lost:
             local = self.locals[member]
             self.remove(member)
@@ -167,7 +179,7 @@ class Keeper:
     def _watch(self, sights: list[Sight]) -> None:
         now = time.monotonic()
         # We were away ourselves: what stood still meanwhile may only have been waiting like us.
-        away = now - self._looked_at > self._lease
+        away = now - self._looked_at > 2 * self._lease / _BEATS
         self._looked_at = now
         seen = {sight.id: (sight, now) for sight in sights if sight.id not in self.locals}
         for member, (sight, _) in seen.items():
@@ -179,11 +191,17 @@ class Keeper:
             if now - since >= self._lease:
                 self._bury(member, f"it has shown no sign of life for {self._lease:g} s")
 
-    def _bury(self, member: int, reason: str) -> None:
-        job = self._writer.now(lambda tx: expire(tx, member))
+    def _now(self, work: Work[T]) -> T:
+        job = self._writer.now(work)
         if job.error is not None:
             raise job.error
-        _log.info("member %d of %s is dead: %s; what it had goes to others", member, self._database.path, reason)
+        return cast("T", job.result)
+
+    def _bury(self, member: int, reason: str) -> None:
+        self._now(partial(expire, member=member))
+        _log.info(
+            "member %d of %s is dead: %s; what it had goes to others", member, self._database.path, reason
+        )
         self._sights.pop(member, None)
         life = self._others.pop(member, None)
         if life is not None:
@@ -194,7 +212,3 @@ class Keeper:
 def life_file(path: Path, member: int) -> Path:
     """Return the name of a member's lock file."""
     return path.with_name(f"{path.name}.member-{member}")
-
-
-def _expecting(local: Local, due: float) -> Callable[[], None]:
-    return lambda: local.expect(due)

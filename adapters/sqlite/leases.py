@@ -75,7 +75,8 @@ def mark(tx: Transaction, place: int, marks: Iterable[tuple[Receipt, bytes | Non
     """Write bytes beside unsettled deliveries, or erase them; False for each that is not its owner's any more."""
     statement = "UPDATE pending SET mark = ? WHERE place = ? AND seq = ? AND owner = ?"
     return [
-        tx.execute(statement, (blob, place, receipt.seq, receipt.owner)).rowcount == 1 for receipt, blob in marks
+        tx.execute(statement, (blob, place, receipt.seq, receipt.owner)).rowcount == 1
+        for receipt, blob in marks
     ]
 
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterable, Sequence
 from itertools import count
 
-from brokerkit.adapters.sqlite.places import channel_of, make_place
+from brokerkit.adapters.sqlite.places import channel_of, place_of
 from brokerkit.adapters.sqlite.row import Row, slot_of
 from brokerkit.adapters.sqlite.transaction import Transaction
 from brokerkit.message import Address
@@ -37,17 +37,20 @@ def publish(tx: Transaction, channel: str, rows: Sequence[Row], *, must_route: b
     return True
 
 
-def put_copies(tx: Transaction, to: Address, rows: Sequence[Row], after: float) -> None:
-    """Store messages in one group's place, to be handed out `after` seconds from now at the earliest."""
-    place = make_place(tx, to)
+def put_copies(tx: Transaction, to: Address, rows: Sequence[Row], after: Sequence[float]) -> None:
+    """
+    Store messages in one group's place, each to be handed out so many seconds from now at the earliest.
+
+    Raises `NotFound` if there is no such group.
+    """
+    place = place_of(tx, to)
     stored = _store(tx, place.channel, place.id, rows)
-    due = tx.now + after
     tx.executemany(
         "INSERT INTO pending(place, seq, slot, copy, owner, due, arrivals, returns, mark)"
         " VALUES(?, ?, ?, 1, 0, ?, 0, 0, NULL)",
-        [(place.id, seq, slot, due) for seq, slot in stored],
+        [(place.id, seq, slot, tx.now + wait) for (seq, slot), wait in zip(stored, after, strict=True)],
     )
-    wake_for(tx, place.id, [(slot, after) for _, slot in stored])
+    wake_for(tx, place.id, [(slot, wait) for (_, slot), wait in zip(stored, after, strict=True)])
 
 
 def wake_for(tx: Transaction, place: int, rows: Iterable[tuple[int, float]]) -> None:
@@ -74,7 +77,7 @@ def wake_place(tx: Transaction, place: int, *, but: int = 0, idle_only: bool = T
 
 def _has_groups(tx: Transaction, channel: int) -> bool:
     found = tx.execute(
-        "SELECT 1 FROM place WHERE channel = ? AND kind = 'inlet' AND next IS NOT NULL LIMIT 1", (channel,)
+        "SELECT 1 FROM place WHERE channel = ? AND kind = 'inlet' LIMIT 1", (channel,)
     ).fetchone()
     return found is not None
 
@@ -86,7 +89,8 @@ def _store(tx: Transaction, channel: int, place: int, rows: Sequence[Row]) -> li
     tx.execute("UPDATE counter SET last = ?", (last + len(rows),))
     now = tx.now
     tx.executemany(
-        _INSERT, [(seq, channel, place, slot, now, *row) for (seq, slot), row in zip(stored, rows, strict=True)]
+        _INSERT,
+        [(seq, channel, place, slot, now, *row) for (seq, slot), row in zip(stored, rows, strict=True)],
     )
     return stored
 

@@ -24,7 +24,9 @@ class Sight:
 
 def join(tx: Transaction, place: int, wake: str) -> int:
     """Become a member that listens at the address `wake`, and return its number; the others make room."""
-    member = tx.execute("INSERT INTO member(place, beat, waiting, wake) VALUES(?, 0, 0, ?)", (place, wake)).lastrowid
+    member = tx.execute(
+        "INSERT INTO member(place, beat, waiting, wake) VALUES(?, 0, 0, ?)", (place, wake)
+    ).lastrowid
     (mode,) = tx.execute("SELECT mode FROM place WHERE id = ?", (place,)).fetchone()
     if mode == "key":
         wake_place(tx, place, but=member or 0, idle_only=False)
@@ -34,7 +36,8 @@ def join(tx: Transaction, place: int, wake: str) -> int:
 def leave(tx: Transaction, place: int, member: int) -> None:
     """Return politely what the member has, and forget it."""
     tx.execute(
-        "UPDATE pending SET owner = 0, due = 0, returns = returns + 1 WHERE place = ? AND owner = ?", (place, member)
+        "UPDATE pending SET owner = 0, due = 0, returns = returns + 1 WHERE place = ? AND owner = ?",
+        (place, member),
     )
     _forget(tx, place, member)
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from brokerkit.adapter import Order, Start
 from brokerkit.adapters.sqlite.schema import SLOTS
 from brokerkit.adapters.sqlite.transaction import Transaction
-from brokerkit.errors import ConfigurationError
+from brokerkit.errors import ConfigurationError, NotFound
 from brokerkit.message import Address
 
-__all__ = ["Place", "channel_of", "find_place", "make_place", "open_place"]
+__all__ = ["Place", "channel_of", "find_channel", "find_place", "open_place", "place_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,66 +20,74 @@ class Place:
     """
     A row of `place`: its number, its channel's number, its order mode.
 
-    follows: whether it reads the channel's log, as an inlet does. begun: whether somebody has subscribed.
+    follows: whether it reads the channel's log, as an inlet does.
     """
 
     id: int
     channel: int
     mode: str
     follows: bool
-    begun: bool
+
+
+def find_channel(tx: Transaction, name: str) -> int | None:
+    """Return the number of a channel, or None."""
+    row = tx.execute("SELECT id FROM channel WHERE name = ?", (name,)).fetchone()
+    return None if row is None else int(row[0])
 
 
 def channel_of(tx: Transaction, name: str) -> int:
     """Return the number of a channel, creating it."""
-    row = tx.execute("SELECT id FROM channel WHERE name = ?", (name,)).fetchone()
-    if row is None:
-        row = (tx.execute("INSERT INTO channel(name) VALUES(?)", (name,)).lastrowid,)
-    return int(row[0])
+    found = find_channel(tx, name)
+    if found is None:
+        found = tx.execute("INSERT INTO channel(name) VALUES(?)", (name,)).lastrowid or 0
+    return found
 
 
 def find_place(tx: Transaction, at: Address) -> Place | None:
     """Return the place at an address, or None."""
     row = tx.execute(
-        "SELECT p.id, p.channel, p.mode, p.next IS NOT NULL FROM place p JOIN channel c ON c.id = p.channel"
+        "SELECT p.id, p.channel, p.mode FROM place p JOIN channel c ON c.id = p.channel"
         " WHERE c.name = ? AND p.grp = ? AND p.kind = ?",
         (at.channel, at.group, at.place),
     ).fetchone()
-    return None if row is None else Place(row[0], row[1], row[2], at.place == "inlet", bool(row[3]))
+    return None if row is None else Place(row[0], row[1], row[2], follows=at.place == "inlet")
 
 
-def make_place(tx: Transaction, at: Address) -> Place:
-    """Return the place at an address, creating it without a cursor: copies can wait in it for a first member."""
+def place_of(tx: Transaction, at: Address) -> Place:
+    """Return the place at an address. Raises `NotFound` if there is no such group."""
     found = find_place(tx, at)
-    if found is not None:
-        return found
-    channel = channel_of(tx, at.channel)
-    number = tx.execute(
-        "INSERT INTO place(channel, grp, kind, mode, next) VALUES(?, ?, ?, 'none', NULL)",
-        (channel, at.group, at.place),
-    ).lastrowid
-    return Place(number or 0, channel, "none", at.place == "inlet", begun=False)
+    if found is None:
+        message = f"there is no group {at.group!r} on {at.channel!r}; subscribe or provision it first"
+        raise NotFound(message)
+    return found
 
 
 def open_place(tx: Transaction, at: Address, start: Start, order: Order) -> Place:
     """
-    Return the place at an address in that order mode; a new group begins at `start`.
+    Return the place at an address in that order mode; a new group begins at `start`, and has a dead place.
 
     Raises `ConfigurationError` if living members use the other order mode: their claims follow other rules, and
     a mixture would keep no order at all.
     """
-    place = make_place(tx, at)
-    if not place.begun:
-        _begin(tx, place, at, start)
+    place = find_place(tx, at)
+    if place is None:
+        place = _make(tx, at, start)
+        dead = Address(at.channel, at.group, "dead")
+        if find_place(tx, dead) is None:
+            _make(tx, dead, start)
     if place.mode != order:
         _change_mode(tx, place, at, order)
-    return replace(place, mode=order, begun=True)
+    return replace(place, mode=order)
 
 
-def _begin(tx: Transaction, place: Place, at: Address, start: Start) -> None:
+def _make(tx: Transaction, at: Address, start: Start) -> Place:
+    channel = channel_of(tx, at.channel)
     (last,) = tx.execute("SELECT last FROM counter").fetchone()
-    first = 0 if at.place == "inlet" and start == "earliest" else last + 1
-    tx.execute("UPDATE place SET next = ? WHERE id = ?", (first, place.id))
+    number = tx.execute(
+        "INSERT INTO place(channel, grp, kind, mode, next) VALUES(?, ?, ?, 'none', ?)",
+        (channel, at.group, at.place, 0 if start == "earliest" else last + 1),
+    ).lastrowid
+    return Place(number or 0, channel, "none", follows=at.place == "inlet")
 
 
 def _change_mode(tx: Transaction, place: Place, at: Address, order: Order) -> None:
@@ -109,12 +117,16 @@ def _to_cursor(tx: Transaction, place: Place) -> None:
 
     What slower slots have not handed out lies behind it and becomes pending rows, so nothing is lost or doubled.
     """
+    if place.follows:
+        tx.execute(
+            "INSERT INTO pending(place, seq, slot, copy, owner, due, arrivals, returns, mark)"
+            " SELECT s.place, m.seq, m.slot, 0, 0, 0, 0, 0, NULL FROM slot s JOIN message m ON m.channel = ?"
+            " AND m.place = 0 AND m.slot = s.slot AND m.seq >= s.next"
+            " WHERE s.place = ? AND m.seq < (SELECT max(next) FROM slot WHERE place = ?)",
+            (place.channel, place.id, place.id),
+        )
     tx.execute(
-        "INSERT INTO pending(place, seq, slot, copy, owner, due, arrivals, returns, mark)"
-        " SELECT s.place, m.seq, m.slot, 0, 0, 0, 0, 0, NULL FROM slot s JOIN message m ON m.channel = ?"
-        " AND m.place = 0 AND m.slot = s.slot AND m.seq >= s.next"
-        " WHERE s.place = ? AND m.seq < (SELECT max(next) FROM slot WHERE place = ?)",
-        (place.channel, place.id, place.id),
+        "UPDATE place SET next = (SELECT max(s.next) FROM slot s WHERE s.place = place.id) WHERE id = ?",
+        (place.id,),
     )
-    tx.execute("UPDATE place SET next = (SELECT max(next) FROM slot WHERE place = id) WHERE id = ?", (place.id,))
     tx.execute("DELETE FROM slot WHERE place = ?", (place.id,))

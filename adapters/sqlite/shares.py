@@ -5,13 +5,14 @@ A share is ceil(slots / members). A member below it takes free slots; a member a
 surplus and releases a slot when nothing of it is out, so a key is never active in two members at once.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 from brokerkit.adapters.sqlite.log import wake_place
 from brokerkit.adapters.sqlite.schema import SLOTS
 from brokerkit.adapters.sqlite.transaction import Transaction
 
-__all__ = ["Share", "balance"]
+__all__ = ["Share", "balance", "is_uneven"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +27,28 @@ def balance(tx: Transaction, place: int, member: int) -> Share:
     """Take or release slots so that this member comes nearer to its share, and return what it has."""
     rows = tx.execute("SELECT slot, owner FROM slot WHERE place = ?", (place,)).fetchall()
     owned = [slot for slot, owner in rows if owner == member]
-    (members,) = tx.execute("SELECT count(*) FROM member WHERE place = ?", (place,)).fetchone()
-    share = -(-SLOTS // max(members, 1))
+    share = _share(tx, place)
     if len(owned) > share:
         return _release(tx, place, member, owned, len(owned) - share)
     taken = [slot for slot, owner in rows if owner == 0][: share - len(owned)]
     if taken:
         tx.executemany(
-            "UPDATE slot SET owner = ? WHERE place = ? AND slot = ?", [(member, place, slot) for slot in taken]
+            "UPDATE slot SET owner = ? WHERE place = ? AND slot = ?",
+            [(member, place, slot) for slot in taken],
         )
     return Share(tuple(sorted(owned + taken)))
+
+
+def is_uneven(tx: Transaction, place: int, member: int) -> bool:
+    """Return whether `balance` would change something, or would as soon as what is out is finished."""
+    owners = Counter(owner for (owner,) in tx.execute("SELECT owner FROM slot WHERE place = ?", (place,)))
+    share = _share(tx, place)
+    return owners[member] > share or (owners[member] < share and owners[0] > 0)
+
+
+def _share(tx: Transaction, place: int) -> int:
+    (members,) = tx.execute("SELECT count(*) FROM member WHERE place = ?", (place,)).fetchone()
+    return -(-SLOTS // max(int(members), 1))
 
 
 def _release(tx: Transaction, place: int, member: int, owned: list[int], excess: int) -> Share:
@@ -44,7 +57,9 @@ def _release(tx: Transaction, place: int, member: int, owned: list[int], excess:
     busy = {slot for (slot,) in out}
     released = [slot for slot in owned if slot not in busy][:excess]
     if released:
-        tx.executemany("UPDATE slot SET owner = 0 WHERE place = ? AND slot = ?", [(place, slot) for slot in released])
+        tx.executemany(
+            "UPDATE slot SET owner = 0 WHERE place = ? AND slot = ?", [(place, slot) for slot in released]
+        )
         wake_place(tx, place, but=member)
     kept = [slot for slot in owned if slot not in released]
     surplus = len(kept) - (len(owned) - excess)

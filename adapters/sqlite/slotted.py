@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from brokerkit.adapters.sqlite.claims import FROM_LOG, FROM_PENDING, Claimed, Taker
 from brokerkit.adapters.sqlite.places import Place
-from brokerkit.adapters.sqlite.schema import SLOTS
+from brokerkit.adapters.sqlite.shares import is_uneven
 from brokerkit.adapters.sqlite.transaction import Transaction
 
 __all__ = ["next_due", "peek", "take"]
@@ -59,12 +59,11 @@ def next_due(tx: Transaction, place: Place, member: int) -> float | None:
 
 def peek(tx: Transaction, place: Place, member: int) -> bool:
     """Return whether a claim may find messages, or slots to take or to release; may be wrongly true."""
-    owners = Counter(owner for (owner,) in tx.execute("SELECT owner FROM slot WHERE place = ?", (place.id,)))
-    (members,) = tx.execute("SELECT count(*) FROM member WHERE place = ?", (place.id,)).fetchone()
-    share = -(-SLOTS // max(members, 1))
-    if owners[member] > share or (owners[member] < share and owners[0]):
-        return True
-    return _is_due(tx, place, member) or (place.follows and _is_new(tx, place, member))
+    return (
+        is_uneven(tx, place.id, member)
+        or _is_due(tx, place, member)
+        or (place.follows and _is_new(tx, place, member))
+    )
 
 
 def _is_due(tx: Transaction, place: Place, member: int) -> bool:
@@ -77,7 +76,9 @@ def _is_due(tx: Transaction, place: Place, member: int) -> bool:
 
 
 def _is_new(tx: Transaction, place: Place, member: int) -> bool:
-    (start,) = tx.execute("SELECT min(next) FROM slot WHERE place = ? AND owner = ?", (place.id, member)).fetchone()
+    (start,) = tx.execute(
+        "SELECT min(next) FROM slot WHERE place = ? AND owner = ?", (place.id, member)
+    ).fetchone()
     (last,) = tx.execute("SELECT last FROM counter").fetchone()
     if start is None or last - start > _SCAN:
         return start is not None
@@ -94,7 +95,7 @@ def _take_returned(taker: Taker, slots: set[int]) -> tuple[set[bytes], set[int]]
     tx, place = taker.tx, taker.place
     found = tx.execute(
         "SELECT p.seq, p.slot, p.due, m.key FROM pending p INDEXED BY pending_slot JOIN message m ON m.seq = p.seq"
-        f" WHERE p.place = ? AND p.owner = 0 AND p.copy = 0 AND p.slot IN ({_listed(slots)}) ORDER BY p.seq",  # noqa: S608
+        f" WHERE p.place = ? AND p.owner = 0 AND p.copy = 0 AND p.slot IN ({_listed(slots)}) ORDER BY p.seq",
         (place.id,),
     ).fetchall()
     held: set[bytes] = set()
@@ -113,7 +114,7 @@ def _take_copies(taker: Taker, slots: set[int]) -> None:
     tx, place = taker.tx, taker.place
     found = tx.execute(
         "SELECT p.seq FROM pending p INDEXED BY pending_slot WHERE p.place = ? AND p.owner = 0 AND p.copy = 1"
-        f" AND p.slot IN ({_listed(slots)}) AND p.due <= ? LIMIT ?",  # noqa: S608
+        f" AND p.slot IN ({_listed(slots)}) AND p.due <= ? LIMIT ?",
         (place.id, tx.now, taker.room),
     ).fetchall()
     for (seq,) in found:
@@ -155,7 +156,7 @@ def _take_new(taker: Taker, slots: set[int], held: set[bytes]) -> bool:
     reached = _take_or_park(taker, found, held, horizon)
     if reached < horizon or reached - start > _LATE or taker.rows:
         _move(tx, place, listed, reached + 1)
-    return reached >= last
+    return reached >= int(last)
 
 
 def _take_or_park(taker: Taker, found: sqlite3.Cursor, held: set[bytes], horizon: int) -> int:

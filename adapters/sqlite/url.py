@@ -14,6 +14,7 @@ from brokerkit.errors import ConfigurationError
 __all__ = ["Options", "read_url"]
 
 _SCHEME = "sqlite://"
+_MAX_MESSAGE = 64 * 1024 * 1024
 _SHORTEST_LEASE = 0.2
 _LONGEST_BLOB = 1_000_000_000
 
@@ -36,7 +37,7 @@ class Options:
     retention: float = 604_800.0
     dead_retention: float = 0.0
     lock_timeout: float = 10.0
-    max_message: int = 64 * 1024 * 1024
+    max_message: int = _MAX_MESSAGE
 
 
 def read_url(url: str, options: Mapping[str, object]) -> Options:
@@ -58,7 +59,7 @@ def read_url(url: str, options: Mapping[str, object]) -> Options:
         values[name] = value
     numbers = {name: _number(name, value) for name, value in (values | dict(options)).items()}
     _check_ranges(numbers)
-    limit = int(numbers.pop("max_message", Options.max_message))
+    limit = int(numbers.pop("max_message", _MAX_MESSAGE))
     return Options(path=_path(unquote(place)), max_message=limit, **numbers)
 
 
@@ -84,7 +85,9 @@ def _number(name: str, value: object) -> float:
         message = f"sqlite:// has no option {name!r}; there are {', '.join(known)}"
         raise ConfigurationError(message)
     try:
-        number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+        number = (
+            float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+        )
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
@@ -94,7 +97,13 @@ def _number(name: str, value: object) -> float:
 
 
 def _check_ranges(numbers: Mapping[str, float]) -> None:
-    least = {"lease": _SHORTEST_LEASE, "retention": 1.0, "dead_retention": 0.0, "lock_timeout": 0.01, "max_message": 1}
+    least = {
+        "lease": _SHORTEST_LEASE,
+        "retention": 1.0,
+        "dead_retention": 0.0,
+        "lock_timeout": 0.01,
+        "max_message": 1,
+    }
     for name, number in numbers.items():
         if number < least[name]:
             message = f"option {name}={number:g} is too small; at least {least[name]:g}"

@@ -64,7 +64,7 @@ class Sender:
         with contextlib.suppress(OSError, ValueError, OverflowError):
             if self._socket is None:
                 self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-                self._socket.setblocking(False)
+                self._socket.settimeout(0)
             self._socket.sendto(bytes.fromhex(secret) + member.to_bytes(_NUMBER, "big"), (_HOST, int(port)))
 
     def close(self) -> None:

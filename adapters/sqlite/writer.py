@@ -181,8 +181,12 @@ class Writer:
         else:
             self._work()
         self.database.close()
-        self._posts.append(lambda: self._closed.done() or self._closed.set_result(None))
+        self._posts.append(self._end)
         self._flush()
+
+    def _end(self) -> None:
+        if not self._closed.done():
+            self._closed.set_result(None)
 
     def _refuse(self, error: Exception) -> None:
         """Fail the first call, which waits for the opening, and wait for the end."""
@@ -254,7 +258,7 @@ class Writer:
         wait: float | None = 1.0
         try:
             wait = None if self._housekeeper is None else self._housekeeper.tick()
-        except Exception:
+        except Exception:  # noqa: BLE001 - logged, and the thread has to live
             # Claims and settlements meet the same trouble and report it; the members' lives depend on going on.
             _log.exception("housekeeping of %s failed; it is tried again", self.database.path)
         self._tick_at = None if wait is None else time.monotonic() + wait

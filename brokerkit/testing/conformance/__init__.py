@@ -14,8 +14,21 @@ with that reason; `switched_off` names them without running anything.
 
 import pytest
 
+_PARTS = (
+    "bench",
+    "dead",
+    "delay",
+    "groups",
+    "lifecycle",
+    "marks",
+    "ordering",
+    "sending",
+    "settlement",
+    "suite",
+)
+
 # Before the parts are imported: only then do their asserts say what they compared.
-pytest.register_assert_rewrite(__name__)
+pytest.register_assert_rewrite(*(f"{__name__}.{part}" for part in _PARTS))
 
 from brokerkit.testing.conformance.bench import Bench, Elsewhere, Member  # noqa: E402
 from brokerkit.testing.conformance.harness import LIMITS, Harness, Restarts  # noqa: E402

@@ -9,16 +9,27 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
-from brokerkit.adapter import Adapter, Order, Start, Subscription
+from brokerkit.adapter import (
+    Adapter,
+    Browses,
+    Capabilities,
+    Measures,
+    Order,
+    Provisions,
+    Start,
+    Subscription,
+)
 from brokerkit.delivery import Delivery
 from brokerkit.errors import BrokerkitError
 from brokerkit.message import Address, Message
 from brokerkit.settlement import ACK
-from brokerkit.testing.conformance.harness import Harness
+from brokerkit.testing.conformance.harness import LIMITS, Harness, Restarts
 
 __all__ = ["Bench", "Elsewhere", "Member", "bodies", "eventually", "inlet", "text"]
 
 T = TypeVar("T")
+
+_LATENESS = 1.5
 
 QUIET = 0.15
 """Seconds in which nothing may come, where there is no event that says so."""
@@ -108,8 +119,59 @@ class Bench:
         self.harness = harness
         self.patience = harness.patience
         self.run = secrets.token_hex(4)
+        self._first: Adapter | None = None
         self._adapters: list[Adapter] = []
         self._elsewhere: list[Elsewhere] = []
+
+    async def open(self) -> Adapter:
+        """Connect the first adapter and return it."""
+        self._first = await self.adapter()
+        return self._first
+
+    @property
+    def first(self) -> Adapter:
+        """The adapter that is always there."""
+        assert self._first is not None
+        return self._first
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the broker claims."""
+        return self.first.capabilities
+
+    @property
+    def lateness(self) -> float:
+        """How many seconds late something may be: the promised one, and a loaded machine's."""
+        return _LATENESS
+
+    @property
+    def browses(self) -> Browses:
+        """The first adapter, as one that browses."""
+        assert isinstance(self.first, Browses)
+        return self.first
+
+    @property
+    def measures(self) -> Measures:
+        """The first adapter, as one that measures."""
+        assert isinstance(self.first, Measures)
+        return self.first
+
+    @property
+    def provisions(self) -> Provisions:
+        """The first adapter, as one that provisions."""
+        assert isinstance(self.first, Provisions)
+        return self.first
+
+    @property
+    def restarts(self) -> Restarts:
+        """The harness, as one that restarts."""
+        assert isinstance(self.harness, Restarts)
+        return self.harness
+
+    def spared(self, limit: str) -> bool:
+        """Return whether the harness claims this limit."""
+        assert limit in LIMITS
+        return limit in self.harness.limits
 
     def name(self, word: str = "c") -> str:
         """Return a channel name that no other test uses."""

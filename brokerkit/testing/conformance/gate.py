@@ -44,7 +44,9 @@ def tests_of(suite: type) -> Iterable[tuple[str, Callable[..., Any]]]:
     return [(name, getattr(suite, name)) for name in sorted(dir(suite)) if name.startswith("test_")]
 
 
-def why_off(test: Callable[..., Any], capabilities: Capabilities, has: Iterable[object], limits: Iterable[str]) -> str:
+def why_off(
+    test: Callable[..., Any], capabilities: Capabilities, has: Iterable[object], limits: Iterable[str]
+) -> str:
     """Return why a test does not run, or nothing. `has` are the objects that may implement optional protocols."""
     for name in test.__dict__.get("needs", ()):
         protocol = _PROTOCOLS.get(name)
@@ -65,5 +67,3 @@ def check_limits(harness: Harness) -> None:
     """Refuse a limit that is not in the closed list."""
     unknown = harness.limits - LIMITS.keys()
     assert not unknown, f"{sorted(unknown)}: a limit has its entry and its evidence in LIMITS first"
-
-

@@ -2,8 +2,12 @@
 Groups: every group sees every message, its members share them, and no group notices another.
 """
 
+# A test's name is its sentence, its numbers are the expected ones.
+# ruff: noqa: D102
+
 import asyncio
 
+from brokerkit.adapter import Order, Start
 from brokerkit.message import Address
 from brokerkit.settlement import Retry
 from brokerkit.testing.conformance.bench import Bench, bodies, inlet
@@ -47,9 +51,9 @@ class Groups:
     async def test_a_new_group_from_the_earliest_sees_what_is_kept(self, bench: Bench) -> None:
         await bench.send(bench.first, bench.name(), ["1", "2", "3"])
         one = await bench.member(group="one")
-        assert bodies(await one.take(3)) == ["1", "2", "3"]
+        assert sorted(bodies(await one.take(3))) == ["1", "2", "3"]
         two = await bench.member(group="two")
-        assert bodies(await two.take(3, ack=True)) == ["1", "2", "3"]
+        assert sorted(bodies(await two.take(3, ack=True))) == ["1", "2", "3"]
 
     async def test_a_new_group_from_the_latest_sees_only_what_comes_after(self, bench: Bench) -> None:
         keeper = await bench.member(group="keeper")
@@ -58,7 +62,7 @@ class Groups:
         await bench.send(bench.first, bench.name(), ["new"])
         assert bodies(await late.take(1, ack=True)) == ["new"]
         await late.nothing()
-        assert bodies(await keeper.take(2, ack=True)) == ["old", "new"]
+        assert sorted(bodies(await keeper.take(2, ack=True))) == ["new", "old"]
 
     async def test_a_group_that_exists_ignores_start(self, bench: Bench) -> None:
         member = await bench.member()
@@ -99,7 +103,10 @@ class Groups:
     @needs("provisions")
     async def test_provision_names_what_is_missing_and_makes_it_on_request(self, bench: Bench) -> None:
         adapter = bench.provisions
-        places = [(inlet(bench.name(), "g"), "earliest", "none"), (Address(bench.name(), "g", "dead"), "earliest", "none")]
+        places: list[tuple[Address, Start, Order]] = [
+            (inlet(bench.name(), "g"), "earliest", "none"),
+            (Address(bench.name(), "g", "dead"), "earliest", "none"),
+        ]
         assert await adapter.provision(places, create=False)
         await adapter.provision(places, create=True)
         assert list(await adapter.provision(places, create=True)) == []

@@ -1,0 +1,30 @@
+"""`sqlite://` against the conformance suite, one file for each test."""
+
+from pathlib import Path
+
+import pytest
+
+from brokerkit.adapter import Adapter
+from brokerkit.testing.conformance import AdapterConformance, Harness
+
+sqlite = pytest.importorskip("brokerkit.adapters.sqlite", exc_type=ImportError)
+
+
+class SqliteHarness:
+    limits: frozenset[str] = frozenset()
+    patience = 10.0
+
+    def __init__(self, path: Path) -> None:
+        self.url = f"sqlite:///{path}?lease=1"
+
+    async def adapter(self) -> Adapter:
+        adapter: Adapter = sqlite.SqliteAdapter(self.url)
+        await adapter.connect()
+        return adapter
+
+
+@pytest.mark.conformance
+class TestSqlite(AdapterConformance):
+    @pytest.fixture
+    def harness(self, tmp_path: Path) -> Harness:
+        return SqliteHarness(tmp_path / "broker.db")
