@@ -12,7 +12,7 @@ import inspect
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
@@ -132,7 +132,7 @@ class Engine:
         self._running: dict[int, tuple[Delivery, asyncio.Task[Any]]] = {}
         self._held: dict[int, tuple[Delivery, asyncio.TimerHandle]] = {}
         self._room: asyncio.Future[None] | None = None
-        self._quiet: list[asyncio.Future[None]] = []
+        self._changed: list[asyncio.Future[None]] = []
         self._gate = 0
         self._stopping = False
         self._dismissed = False
@@ -210,9 +210,9 @@ class Engine:
     def hurry(self) -> None:
         """Cut the grace of a running drain to nothing."""
         self._hurried = True
-        for quiet in self._quiet:
-            if not quiet.done():
-                quiet.set_result(None)
+        for changed in self._changed:
+            if not changed.done():
+                changed.set_result(None)
 
     def _forget_unstarted(self) -> None:
         for _, timer in self._held.values():
@@ -236,13 +236,19 @@ class Engine:
             _log.error("%s", text)
             tell(self._hooks, Settled(delivery, None, "abandoned"))
 
-    async def _until_quiet(self, deadline: float) -> None:
-        """Wait until no handling runs, or the deadline."""
+    async def _until_ended(self, ids: Callable[[], Iterable[int]], deadline: float) -> None:
+        """Wait until none of these handlings runs any more, or the deadline."""
         loop = asyncio.get_running_loop()
-        while self._running and not self._hurried and (left := deadline - loop.time()) > 0:
-            quiet = loop.create_future()
-            self._quiet.append(quiet)
-            await asyncio.wait([quiet], timeout=left)
+        while any(one in self._running for one in ids()) and not self._hurried:
+            left = deadline - loop.time()
+            if left <= 0:
+                return
+            changed = loop.create_future()
+            self._changed.append(changed)
+            await asyncio.wait([changed], timeout=left)
+
+    async def _until_quiet(self, deadline: float) -> None:
+        await self._until_ended(lambda: self._running, deadline)
 
     async def _dismiss_workers(self) -> None:
         self._dismissed = True
@@ -423,15 +429,11 @@ class Engine:
             if delivery.stopped is not None:
                 self._gone(delivery)
                 continue
-            settlement = self._begin(delivery)
-            if type(settlement) is not Ack:
-                settlement = await self._finish(delivery, settlement, task)
-            if task.cancelling():
-                await absorb_cancellation(task)
-            if settlement is None or delivery.stopped is not None:
-                self._gone(delivery)
+            begun = self._begin(delivery)
+            if type(begun) is Ack and not task.cancelling() and delivery.stopped is None:
+                self._conclude(delivery, begun)
             else:
-                self._conclude(delivery, settlement)
+                await self._see_through(delivery, begun, task)
             if time() - turn > _TURN:
                 await asyncio.sleep(0)
                 turn = time()
@@ -462,26 +464,38 @@ class Engine:
             return self._escaped(delivery, error)
         return Driven(context, coroutine, yielded)
 
-    async def _finish(
-        self, delivery: Delivery, begun: "Settlement | Driven[Settlement] | None", task: asyncio.Task[Any]
-    ) -> Settlement | None:
-        return await self._suspended(delivery, task, begun) if isinstance(begun, Driven) else begun
-
-    async def _suspended(
-        self, delivery: Delivery, task: asyncio.Task[Any], driven: Driven[Settlement]
-    ) -> Settlement | None:
+    async def _see_through(
+        self,
+        delivery: Delivery,
+        begun: "Settlement | Driven[Settlement] | None",
+        task: asyncio.Task[Any],
+        *,
+        marked: bool = False,
+    ) -> None:
+        """Await what has begun and conclude it; counts as running until both are done."""
         self._running[id(delivery)] = (delivery, task)
+        try:
+            settlement = await self._outcome(delivery, begun) if isinstance(begun, Driven) else begun
+            if task.cancelling():
+                await absorb_cancellation(task)
+            if marked:
+                await self._write_mark(delivery, delivery.alone)
+            if settlement is None or delivery.stopped is not None:
+                self._gone(delivery)
+            else:
+                self._conclude(delivery, settlement)
+        finally:
+            del self._running[id(delivery)]
+            for changed in self._changed:
+                if not changed.done():
+                    changed.set_result(None)
+            self._changed.clear()
+
+    async def _outcome(self, delivery: Delivery, driven: Driven[Settlement]) -> Settlement | None:
         try:
             return await driven
         except BaseException as error:  # noqa: BLE001 - sorted out in _escaped
             return self._escaped(delivery, error)
-        finally:
-            del self._running[id(delivery)]
-            if self._quiet and not self._running:
-                for quiet in self._quiet:
-                    if not quiet.done():
-                        quiet.set_result(None)
-                self._quiet.clear()
 
     def _escaped(self, delivery: Delivery, error: BaseException) -> Settlement | None:
         """
@@ -607,15 +621,10 @@ class Engine:
     async def _finish_lost(
         self, running: Sequence[tuple[Delivery, asyncio.Task[Any]]], seconds: float
     ) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + seconds
-        try:
-            async with asyncio.timeout_at(deadline):
-                while any(id(delivery) in self._running for delivery, _ in running):
-                    await asyncio.sleep(min(0.005, seconds))
-                await self.settler.flush()
-        except TimeoutError:
-            _log.warning("%s/%s: %d handlings outlast what was lost", self.channel, self.group, len(running))
+        deadline = asyncio.get_running_loop().time() + seconds
+        ids = [id(delivery) for delivery, _ in running]
+        await self._until_ended(lambda: ids, deadline)
+        await self._flush(deadline)
 
     # -- isolation
 
@@ -625,7 +634,7 @@ class Engine:
             async with self._alone:
                 self._gate += 1
                 try:
-                    while self._running:
+                    while self._running and not self._stopping:
                         await self._until_quiet(asyncio.get_running_loop().time() + _LONGEST_BACKOFF)
                     if self._suspects:
                         await self._run_alone(self._suspects.popleft())
@@ -641,14 +650,7 @@ class Engine:
             return
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - isolation is a task
-        settlement = await self._finish(delivery, self._begin(delivery), task)
-        if task.cancelling():
-            await absorb_cancellation(task)
-        await self._write_mark(delivery, delivery.alone)
-        if settlement is None or delivery.stopped is not None:
-            self._gone(delivery)
-        else:
-            self._conclude(delivery, settlement)
+        await self._see_through(delivery, self._begin(delivery), task, marked=True)
 
     async def _write_mark(self, delivery: Delivery, alone: int) -> bool:
         """Write a crash mark where the subscription keeps them; False if the delivery is no longer ours."""

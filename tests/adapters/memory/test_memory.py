@@ -174,13 +174,20 @@ async def test_two_busy_members_on_one_loop_both_get_their_turn(adapter: MemoryA
     members = [await joined(adapter), await joined(adapter)]
     await adapter.send(CHANNEL, made(*(str(number) for number in range(100))))
     counts = [0, 0]
+    empty = asyncio.Event()
 
     async def consume(index: int) -> None:
-        while sum(counts) < 100:
-            counts[index] += len(await members[index].receive(1))
+        while batch := await members[index].receive(1):
+            counts[index] += len(batch)
+            if sum(counts) == 100:
+                empty.set()
 
-    async with asyncio.timeout(5):
-        await asyncio.gather(consume(0), consume(1), return_exceptions=True)
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        group.create_task(consume(0))
+        group.create_task(consume(1))
+        await empty.wait()
+        for member in members:
+            await member.close()
     assert min(counts) > 30
 
 
