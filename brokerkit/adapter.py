@@ -233,9 +233,12 @@ def open_adapter(url: str, **options: object) -> Adapter:
 
 def redacted(url: str) -> str:
     """Return the URL with its user information and query values masked; safe in a log or an error."""
+    scheme, slashes, rest = url.partition("://")
+    secret, at, place = rest.rpartition("@")
+    if slashes and at and secret:  # a password may hold '/', '?' and '#', unescaped
+        return redacted(f"{scheme}://{place}").replace("://", "://***@", 1)
     parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")
-    netloc = f"***@{host[2]}" if host[1] else parts.netloc
+    netloc = parts.netloc
     query = (
         "&".join(f"{pair.partition('=')[0]}=***" for pair in parts.query.split("&")) if parts.query else ""
     )

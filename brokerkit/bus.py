@@ -142,7 +142,7 @@ class Bus(Router):
         backoff = 0.1
         while True:
             try:
-                await self.adapter.connect()
+                await self._connect_once(deadline)
                 break
             except ConnectionLost as error:
                 wait = random.uniform(backoff / 2, backoff)  # noqa: S311 - jitter
@@ -153,6 +153,16 @@ class Bus(Router):
             backoff = min(backoff * 2, _LONGEST_BACKOFF)
         self._loop = loop
         self.publisher.adapter = self.adapter
+
+    async def _connect_once(self, deadline: float) -> None:
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self.adapter.connect()
+        except TimeoutError as error:
+            message = (
+                f"{redacted(self.url)} did not answer within connect_timeout, {self.connect_timeout:g} s"
+            )
+            raise ConnectionLost(message) from error
 
     async def close(self) -> None:
         """Close the connection. Idempotent."""

@@ -135,7 +135,7 @@ def _read_mark(delivery: Delivery) -> None:
 
 
 def _number(value: object, default: int, most: int = _MOST) -> int:
-    if isinstance(value, bytes | str) and len(value) <= _DIGITS and value.isdigit():
+    if isinstance(value, bytes | str) and len(value) <= _DIGITS and value.isascii() and value.isdigit():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         return default

@@ -2,6 +2,7 @@
 One arrival of a message at a group, as the engine, the patterns and a handler see it.
 """
 
+import uuid
 from typing import TYPE_CHECKING, Any
 
 from brokerkit.envelope import open_event
@@ -43,6 +44,7 @@ class Delivery:
     alone: crash marks that stand against it.
     story: the attempt history so far; `brokerkit.story` reads and writes it.
     event: the CloudEvents meaning, read on first use; `event.error` says why, if it could not be read.
+    handling: whether a handler is at work on it right now, so that what it publishes can wait for its success.
     stopped: why the engine or a pattern has cancelled this handling, or None. An endpoint tells
         a cancellation of ours from a handler's own by it.
     """
@@ -60,6 +62,7 @@ class Delivery:
         "extra",
         "first",
         "group",
+        "handling",
         "hop",
         "mark",
         "message",
@@ -108,6 +111,7 @@ class Delivery:
         self.mark = mark
         self.native = native
         self.stopped: str | None = None
+        self.handling = False
         self.extra: dict[str, Any] | None = None
         self._event: Event[bytes] | None = None
         self._origin: str | None = None
@@ -135,7 +139,8 @@ class Delivery:
         elif self.position is not None:
             identity = f"{self.address}#{self.position[0]}/{self.position[1]}"
         else:
-            identity = f"{self.address}#unknown"
+            # never one id for all of them: copies and answers of two messages would be taken for one and thrown away
+            identity = f"{self.address}#{uuid.uuid4()}#unknown"
         return f"/{self.channel}", identity
 
     @property

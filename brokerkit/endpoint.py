@@ -148,6 +148,9 @@ class Endpoint:
         call = _in_thread(self.function, executor) if self.blocking else self.function
 
         async def endpoint(delivery: Delivery) -> Settlement:
+            if delivery.extra is not None:  # an earlier attempt may have published, and then failed
+                delivery.extra.pop("outputs", None)
+                delivery.extra.pop("ordinals", None)
             values = [argument(delivery) for argument in arguments]
             try:
                 if positional:

@@ -12,31 +12,38 @@ import inspect
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 
-from brokerkit.adapter import Adapter, Marks, Order, Start, Subscription
+from brokerkit.adapter import Adapter, Order, Start, Subscription
 from brokerkit.clock import SYSTEM, Clock
 from brokerkit.context import CURRENT, Driven, absorb_cancellation
-from brokerkit.copies import TooNew, mark_of, read_delivery
+from brokerkit.copies import mark_of, read_delivery
 from brokerkit.delivery import Delivery
-from brokerkit.errors import BrokerkitError, SendError
+from brokerkit.errors import BrokerkitError, ConnectionLost
 from brokerkit.hooks import Alarm, Hook, Settled, Started, tell
+from brokerkit.intake import Intake
+from brokerkit.isolation import Isolation, Standing
 from brokerkit.lanes import Lanes
 from brokerkit.message import Address
+from brokerkit.names import with_prefix
 from brokerkit.pipeline import Handler
 from brokerkit.settlement import Ack, DeadLetter, Retry, Settle, Settlement
 from brokerkit.settler import Settler
 
-__all__ = ["Engine", "Intake", "Settings"]
+__all__ = ["Engine", "Settings"]
 
 _log = logging.getLogger("brokerkit")
 _TURN = 0.002
 _PATIENCE = 1.0
-_NEWER = 30.0
+_BARRED = 30.0
+_MISHAP = 1.0
 _LONGEST_BACKOFF = 30.0
+
+Mark = Callable[[], Awaitable[Standing]]
+Begun = Settlement | Driven[Settlement] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,31 +67,8 @@ class Settings:
     crash_limit: int = 3
 
 
-class Intake:
-    """Why intake is held, as a set of reasons; outlives reconnects. The `Control` that patterns see."""
-
-    def __init__(self) -> None:
-        self.reasons: set[str] = set()
-        self._changed: list[Callable[[], None]] = []
-
-    def listen(self, changed: Callable[[], None]) -> None:
-        """Call this when the last reason has gone."""
-        self._changed.append(changed)
-
-    def hold(self, reason: str) -> None:
-        """Stop taking new messages for this reason."""
-        self.reasons.add(reason)
-
-    def release(self, reason: str) -> None:
-        """Take this reason away; intake goes on when none is left."""
-        self.reasons.discard(reason)
-        if not self.reasons:
-            for changed in self._changed:
-                changed()
-
-
 @dataclass(slots=True)
-class _Counts:
+class Counts:
     """out: taken and not ended. abandoned: handlers that were still running when the grace was over."""
 
     out: int = 0
@@ -98,6 +82,8 @@ class Engine:
     Guarantees: a delivery is handed to the handler at most once at a time and, for one key, one after the other; a
     handler that was cancelled or is still running when the grace is over leaves its delivery unsettled, so it comes back;
     a settlement error never runs the handler again.
+
+    `alone` is the lock that lets one suspect at a time run in the whole process; `on_end(count)` hears of endings.
     """
 
     def __init__(
@@ -112,56 +98,53 @@ class Engine:
         hooks: Sequence[Hook] = (),
         clock: Clock = SYSTEM,
         alone: asyncio.Lock | None = None,
+        on_end: Callable[[int], None] | None = None,
     ) -> None:
-        at = f"{prefix}.{channel}" if prefix else channel
+        at = with_prefix(prefix, channel)
         self.channel = channel
         self.group = group
         self.settings = settings
-        self.intake = Intake()
-        self.counts = _Counts()
+        self.counts = Counts()
+        self.intake = Intake(self._more_room)
+        self._name = f"{channel}/{group}"
         self._adapter = adapter
         self._inlet = Address(at, group, "inlet")
         self._handler = handler if inspect.iscoroutinefunction(handler) else _as_coroutine(handler)
         self._hooks = hooks
         self._clock = clock
-        self._alone = alone or asyncio.Lock()
+        self._listener = on_end
         self._lanes = Lanes()
         self._ready: deque[Delivery] = deque()
-        self._suspects: deque[Delivery] = deque()
+        self._unlocked: deque[Delivery] | None = None
         self._idle: deque[asyncio.Future[None]] = deque()
         self._running: dict[int, tuple[Delivery, asyncio.Task[Any]]] = {}
         self._held: dict[int, tuple[Delivery, asyncio.TimerHandle]] = {}
-        self._room: asyncio.Future[None] | None = None
         self._changed: list[asyncio.Future[None]] = []
-        self._gate = 0
+        self._room: asyncio.Future[None] | None = None
         self._stopping = False
         self._dismissed = False
-        self._hurried = False
+        self._hurried = asyncio.Event()
+        self._subscribed = False
         self._subscription: Subscription | None = None
         self._workers: list[asyncio.Task[None]] = []
         self._reader: asyncio.Task[None] | None = None
-        self._isolation: asyncio.Task[None] | None = None
-        self._subscribed = asyncio.Event()
+        self._isolation = Isolation(self, alone or asyncio.Lock())
         self.settler = Settler(
             adapter,
             self._inlet,
             Address(at, group, "dead"),
             on_end=self._on_end,
-            on_copied=self._on_copied,
+            on_released=self._on_released,
             hooks=hooks,
             clock=clock,
         )
-        self.intake.listen(self._more_room)
 
     @property
     def ready(self) -> bool:
-        """Say whether it takes messages: subscribed, not held, and no copy is stuck."""
-        return (
-            self._subscribed.is_set()
-            and not self.intake.reasons
-            and not self.settler.blocked
-            and not self._stopping
-        )
+        """Say whether it takes messages: subscribed, not held, not draining, and no copy is stuck."""
+        return self._subscribed and not (self.intake.reasons or self.settler.blocked or self._stopping)
+
+    # -- start and stop
 
     async def start(self) -> None:
         """Subscribe and begin; raises what the first subscribing raises, and begins nothing then."""
@@ -169,23 +152,44 @@ class Engine:
         self.settler.start()
         for _ in range(self.settings.concurrency):
             self._add_worker()
-        self._reader = asyncio.create_task(self._read(), name=f"brokerkit {self.channel}/{self.group} reader")
+        self._add_reader()
 
     def _add_worker(self) -> None:
-        worker = asyncio.create_task(self._work(), name=f"brokerkit {self.channel}/{self.group} worker")
+        worker = asyncio.create_task(self._work(), name=f"brokerkit {self._name} worker")
         worker.add_done_callback(self._worker_ended)
         self._workers.append(worker)
 
     def _worker_ended(self, worker: "asyncio.Task[None]") -> None:
-        """Replace a worker that something unforeseen has ended, and say so."""
+        """Replace a worker that something unforeseen has ended."""
         self._workers.remove(worker)
-        if self._stopping or worker.cancelled():
-            return
-        if (error := worker.exception()) is not None:
-            text = f"a worker of {self.channel}/{self.group} ended: {error!r}; its message stays unsettled"
-            _log.critical("%s", text, exc_info=error)
-            tell(self._hooks, Alarm("worker_ended", text))
+        if not self._leaving():
+            self._tell_end("worker", worker)
             self._add_worker()
+
+    def _add_reader(self) -> None:
+        self._reader = asyncio.create_task(self._read(), name=f"brokerkit {self._name} reader")
+        self._reader.add_done_callback(self._reader_ended)
+
+    def _reader_ended(self, reader: "asyncio.Task[None]") -> None:
+        if not (self._stopping or reader.cancelled()):
+            self._tell_end("reader", reader)
+            self._add_reader()
+
+    def _tell_end(self, what: str, task: "asyncio.Task[None]") -> None:
+        error = None if task.cancelled() else task.exception()
+        text = f"a {what} of {self._name} ended unforeseen ({error!r}) and is replaced"
+        _log.critical("%s", text, exc_info=error)
+        tell(self._hooks, Alarm(f"{what}_ended", text))
+
+    def _leaving(self) -> bool:
+        """
+        Say whether a cancellation now comes from outside and means the end of this engine.
+
+        Handlers run in the workers' tasks, so a worker must outlive a cancellation that a handler left behind. The reader
+        runs no handler: who cancels it, cancels all.
+        """
+        reader = self._reader
+        return self._dismissed or (reader is not None and (reader.cancelling() > 0 or reader.cancelled()))
 
     async def stop(self, grace: float | None = None) -> None:
         """
@@ -197,73 +201,103 @@ class Engine:
         grace = self.settings.grace if grace is None else grace
         deadline = asyncio.get_running_loop().time() + grace
         self._stopping = True
-        await _cancel(self._reader)
+        self._tell_changed()
         self._forget_unstarted()
+        await self._stop_reading()
         await self._finish_running(deadline)
-        await _cancel(self._isolation)
-        await self._dismiss_workers()
-        await self._flush(max(deadline, asyncio.get_running_loop().time() + _PATIENCE))
+        await self._dismiss()
+        await self._flush(deadline)
         await self.settler.close()
         if self._subscription is not None:
             await self._subscription.close()
 
     def hurry(self) -> None:
-        """Cut the grace of a running drain to nothing."""
-        self._hurried = True
-        for changed in self._changed:
-            if not changed.done():
-                changed.set_result(None)
+        """Cut the grace of a drain, running or to come, to nothing."""
+        self._hurried.set()
+        self._tell_changed()
 
     def _forget_unstarted(self) -> None:
         for _, timer in self._held.values():
             timer.cancel()
         self._held.clear()
         self._ready.clear()
-        self._suspects.clear()
+        self._isolation.clear()
         self._lanes.drop_all()
 
+    async def _stop_reading(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+
     async def _finish_running(self, deadline: float) -> None:
-        loop = asyncio.get_running_loop()
-        await self._until_quiet(deadline)
+        await self._until_ended(lambda: self._running, deadline)
         for delivery, task in list(self._running.values()):
             delivery.stopped = "drain"
             task.cancel()
-        self._hurried = False
-        await self._until_quiet(loop.time() + _PATIENCE)
+        patience = asyncio.get_running_loop().time() + _PATIENCE
+        await self._until_ended(lambda: self._running, patience, hurry=False)
         for delivery, _ in self._running.values():
             self.counts.abandoned += 1
-            text = f"the handler of {delivery!r} did not stop when cancelled; its message stays unsettled"
-            _log.error("%s", text)
+            _log.error("the handler of %r did not stop when cancelled; its message stays unsettled", delivery)
             tell(self._hooks, Settled(delivery, None, "abandoned"))
 
-    async def _until_ended(self, ids: Callable[[], Iterable[int]], deadline: float) -> None:
-        """Wait until none of these handlings runs any more, or the deadline."""
+    async def _until_ended(
+        self, ids: Callable[[], Iterable[int]], deadline: float, *, hurry: bool = True
+    ) -> None:
+        """Wait until none of these handlings runs any more, or the deadline, or somebody hurries."""
         loop = asyncio.get_running_loop()
-        while any(one in self._running for one in ids()) and not self._hurried:
+        while any(one in self._running for one in ids()) and not (hurry and self._hurried.is_set()):
             left = deadline - loop.time()
             if left <= 0:
                 return
-            changed = loop.create_future()
-            self._changed.append(changed)
-            await asyncio.wait([changed], timeout=left)
+            await self._change(left)
 
-    async def _until_quiet(self, deadline: float) -> None:
-        await self._until_ended(lambda: self._running, deadline)
+    async def until_quiet(self) -> None:
+        """Wait until no handling runs, however long that takes, or until the engine stops."""
+        while self._running and not self._stopping:
+            await self._change()
 
-    async def _dismiss_workers(self) -> None:
+    async def _change(self, timeout: float | None = None) -> None:
+        """Wait until some handling has ended, at most so many seconds."""
+        changed = asyncio.get_running_loop().create_future()
+        self._changed.append(changed)
+        await asyncio.wait([changed], timeout=timeout)
+
+    def _tell_changed(self) -> None:
+        for changed in self._changed:
+            if not changed.done():
+                changed.set_result(None)
+        self._changed.clear()
+
+    async def _dismiss(self) -> None:
+        """Let every worker go that is not stuck in a handler."""
         self._dismissed = True
-        busy = {id(task) for _, task in self._running.values()}
-        free = [task for task in self._workers if id(task) not in busy]
-        for task in free:
-            task.cancel()
-        await asyncio.gather(*free, return_exceptions=True)
+        while self._idle:
+            self._wake_worker()
+        stuck = {id(task) for _, task in self._running.values()}
+        free = [task for task in self._workers if id(task) not in stuck]
+        if free:
+            _, late = await asyncio.wait(free, timeout=_PATIENCE)
+            for task in late:
+                task.cancel()
+        self._isolation.dismiss(stuck)
 
     async def _flush(self, deadline: float) -> None:
-        try:
-            async with asyncio.timeout_at(deadline):
-                await self.settler.flush()
-        except TimeoutError:
-            _log.error("some settlements of %s/%s could not be flushed in time", self.channel, self.group)
+        """Write what has been settled, until the deadline and at least for a moment; a hurry leaves the moment."""
+        patience = asyncio.get_running_loop().time() + _PATIENCE
+        flush = asyncio.create_task(self.settler.flush())
+        hurried = asyncio.create_task(self._hurried.wait())
+        left = max(deadline, patience) - asyncio.get_running_loop().time()
+        await asyncio.wait([flush, hurried], timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if not flush.done() and hurried.done():
+            await asyncio.wait([flush], timeout=_PATIENCE)
+        if not flush.done():
+            _log.error(
+                "some settlements of %s could not be flushed in time; their messages come back", self._name
+            )
+        flush.cancel()
+        hurried.cancel()
+        await asyncio.gather(flush, hurried, return_exceptions=True)
 
     # -- intake
 
@@ -276,22 +310,28 @@ class Engine:
             prefetch=settings.prefetch + settings.hold_limit,
             on_lost=self._on_lost,
         )
-        self._subscribed.set()
+        self._subscribed = True
         return subscription
 
     async def _read(self) -> None:
+        """Take messages until stopped; whatever goes wrong is followed by a back-off and another subscription."""
         failures = 0
+        task = asyncio.current_task()
         while not self._stopping:
             try:
                 if self._subscription is None:
                     self._subscription = await self._subscribe()
-                    failures = 0
-                if not await self._take(self._subscription):
-                    self._subscription = None
+                await self._take(self._subscription)
+                failures = 0
+            except asyncio.CancelledError as error:
+                if task is None or task.cancelling():
+                    raise
+                failures += 1
+                await self._reconnect(
+                    ConnectionLost(f"the client cancelled its own call: {error!r}"), failures
+                )
             except Exception as error:  # noqa: BLE001 - a reader that dies in silence is an outage
                 failures += 1
-                if not isinstance(error, SendError):
-                    _log.exception("taking messages of %s/%s failed", self.channel, self.group)
                 await self._reconnect(error, failures)
 
     async def _reconnect(self, error: Exception, failures: int) -> None:
@@ -300,45 +340,44 @@ class Engine:
 
         The lanes stay: a redelivered message waits for the handler of its key that still runs.
         """
-        self._subscribed.clear()
-        text = f"{self.channel}/{self.group}: {error}; subscribing again"
-        _log.warning("%s", text)
+        self._subscribed = False
+        text = f"{self._name}: {type(error).__name__}: {error}; subscribing again"
+        expected = isinstance(error, BrokerkitError)
+        _log.warning("%s", text, exc_info=None if expected else error)
         tell(self._hooks, Alarm(error.code if isinstance(error, BrokerkitError) else "intake_failed", text))
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
-            await self._lose_all(subscription)
+            self._lose_all(subscription)
             try:
                 await subscription.close()
-            except BrokerkitError as closing:
-                _log.debug("closing a lost subscription: %s", closing)
+            except Exception as closing:  # noqa: BLE001 - it is lost already
+                _log.debug("closing a lost subscription: %r", closing)
         ceiling = min(_LONGEST_BACKOFF, 0.1 * 2 ** min(failures, 10))
         await asyncio.sleep(random.uniform(ceiling / 4, ceiling))  # noqa: S311 - jitter
 
-    async def _lose_all(self, subscription: Subscription) -> None:
+    def _lose_all(self, subscription: Subscription) -> None:
+        """Forget what has not started; what runs goes on, and its settlement will be `Stale`."""
         held = [delivery for delivery, _ in self._held.values()]
-        lost = [*self._ready, *self._suspects, *held, *self._lanes.all_waiting()]
-        await self._on_lost([delivery for delivery in lost if delivery.subscription is subscription], 0)
+        lost = [*self._ready, *self._isolation.suspects, *held, *self._lanes.all_waiting()]
+        self._lose([delivery for delivery in lost if delivery.subscription is subscription])
 
-    async def _take(self, subscription: Subscription) -> bool:
-        """Receive once there is room; False when the subscription was closed."""
-        limit = self._limit()
-        while limit <= 0 or self.intake.reasons:
+    async def _take(self, subscription: Subscription) -> None:
+        """Receive once there is room."""
+        while self.intake.reasons or (limit := self._limit()) <= 0:
             self._room = asyncio.get_running_loop().create_future()
             await self._room
-            limit = self._limit()
         deliveries = await subscription.receive(limit)
-        self.counts.out += len(deliveries)
+        if not deliveries:
+            message = "the subscription was closed"
+            raise ConnectionLost(message)
         self._admit(deliveries, subscription)
-        return bool(deliveries)
 
     def _limit(self) -> int:
         """How many more to take: never above the budget, and not in driblets while there is work."""
         settings = self.settings
         waiting = self._lanes.waiting + len(self._held)
-        limit = min(
-            settings.prefetch - self.counts.out + waiting,
-            settings.prefetch + settings.hold_limit - self.counts.out,
-        )
+        budget = settings.prefetch - self.counts.out
+        limit = min(budget + waiting, budget + settings.hold_limit)
         return limit if limit * 4 >= settings.prefetch or not self._ready else 0
 
     def _more_room(self) -> None:
@@ -348,7 +387,10 @@ class Engine:
 
     def _admit(self, deliveries: Sequence[Delivery], subscription: Subscription) -> None:
         """Fill in what the core knows of each delivery and put it into its lane."""
+        if self._stopping:
+            return
         now = self._clock.time()
+        self.counts.out += len(deliveries)
         channel, group, order, intake = self.channel, self.group, self.settings.order, self.intake
         enter = self._lanes.enter
         for delivery in deliveries:
@@ -359,8 +401,8 @@ class Engine:
             delivery.control = intake
             try:
                 read_delivery(delivery, now)
-            except TooNew as error:
-                delivery.extra = {"too_new": error}
+            except Exception as error:  # noqa: BLE001 - one odd message must not stop its neighbours
+                delivery.extra = {_BAR: error}
             if delivery.message.key is None or enter(delivery):
                 self._make_ready(delivery)
 
@@ -370,34 +412,34 @@ class Engine:
             self._make_ready_if_allowed(delivery)
             return
         self._ready.append(delivery)
-        if self._idle and not self._gate:
+        if self._idle and not self._isolation.gate:
             self._wake_worker()
 
     def _make_ready_if_allowed(self, delivery: Delivery) -> None:
+        settings = self.settings
         if delivery.stopped is not None:
             self._gone(delivery)
-        elif delivery.extra is not None and "too_new" in delivery.extra:
-            self._too_new(delivery, delivery.extra["too_new"])
-        elif delivery.alone >= self.settings.crash_limit:
+        elif delivery.extra is not None and _BAR in delivery.extra:
+            self._bar(delivery, delivery.extra[_BAR])
+        elif delivery.alone >= settings.crash_limit:
             detail = f"its handling ended with the process {delivery.alone} times while it ran alone"
             self._conclude(delivery, DeadLetter("crash_loop", detail))
-        elif delivery.hop >= self.settings.hop_limit:
+        elif delivery.hop >= settings.hop_limit:
             self._conclude(delivery, DeadLetter("hop_limit", f"{delivery.hop} copies of it have been made"))
         elif delivery.due and (left := delivery.due - self._clock.time()) > 0:
-            self._wait_in_lane(delivery, min(left, self.settings.max_hold))
+            self._wait_in_lane(delivery, min(left, settings.max_hold))
         elif delivery.suspect:
-            self._suspects.append(delivery)
-            if self._isolation is None or self._isolation.done():
-                self._isolation = asyncio.create_task(self._isolate(), name="brokerkit isolation")
+            self._isolation.add(delivery)
         else:
             self._ready.append(delivery)
-            if self._idle and not self._gate:
+            if self._idle and not self._isolation.gate:
                 self._wake_worker()
 
-    def _too_new(self, delivery: Delivery, error: TooNew) -> None:
-        tell(self._hooks, Alarm("too_new", str(error), delivery))
+    def _bar(self, delivery: Delivery, error: Exception) -> None:
+        """Give back, uncounted, what this version must not judge: a copy of a later one."""
+        tell(self._hooks, Alarm(getattr(error, "code", "unreadable_copy"), str(error), delivery))
         _log.error("%s", error)
-        self._conclude(delivery, Retry(after=_NEWER, reason="too_new", counts=False))
+        self._conclude(delivery, Retry(after=_BARRED, reason="barred", counts=False))
 
     def _wake_worker(self) -> None:
         while self._idle:
@@ -405,6 +447,11 @@ class Engine:
             if not worker.done():
                 worker.set_result(None)
                 return
+
+    def wake_workers(self) -> None:
+        """Set as many workers going as there is work for; called when the gate of isolation opens."""
+        for _ in range(min(len(self._ready), len(self._idle))):
+            self._wake_worker()
 
     # -- handling
 
@@ -418,14 +465,19 @@ class Engine:
         assert task is not None  # noqa: S101 - a worker is a task
         loop = asyncio.get_running_loop()
         ready = self._ready
+        isolation = self._isolation
         time = loop.time
         turn = time()
-        while True:
-            if not ready or self._gate:
-                await self._rest(loop.create_future(), task)
+        while not self._dismissed:
+            if not ready or isolation.gate:
+                idle = loop.create_future()
+                self._idle.append(idle)
+                await self._rest(idle, task)
                 turn = time()
                 continue
             delivery = ready.popleft()
+            if not ready and self._room is not None:
+                self._more_room()
             if delivery.stopped is not None:
                 self._gone(delivery)
                 continue
@@ -435,20 +487,19 @@ class Engine:
             else:
                 await self._see_through(delivery, begun, task)
             if time() - turn > _TURN:
-                await asyncio.sleep(0)
+                await self._rest(asyncio.sleep(0), task)
                 turn = time()
 
-    async def _rest(self, idle: "asyncio.Future[None]", task: asyncio.Task[Any]) -> None:
-        """Wait for work. A cancellation that an earlier handler left behind must not end the worker."""
-        self._idle.append(idle)
+    async def _rest(self, rest: Any, task: asyncio.Task[Any]) -> None:
+        """Wait. A cancellation that an earlier handler left behind must not end the worker."""
         try:
-            await idle
+            await rest
         except asyncio.CancelledError:
-            if self._dismissed:
+            if self._leaving():
                 raise
             await absorb_cancellation(task)
 
-    def _begin(self, delivery: Delivery) -> "Settlement | Driven[Settlement] | None":
+    def _begin(self, delivery: Delivery) -> Begun:
         """Run the chain until it first suspends, inside a context of its own: its settlement, or what is to be awaited."""
         if self._hooks:
             tell(self._hooks, Started(delivery))
@@ -464,38 +515,56 @@ class Engine:
             return self._escaped(delivery, error)
         return Driven(context, coroutine, yielded)
 
-    async def _see_through(
-        self,
-        delivery: Delivery,
-        begun: "Settlement | Driven[Settlement] | None",
-        task: asyncio.Task[Any],
-        *,
-        marked: bool = False,
-    ) -> None:
-        """Await what has begun and conclude it; counts as running until both are done."""
+    async def _see_through(self, delivery: Delivery, begun: Begun, task: asyncio.Task[Any]) -> None:
+        """Await what has begun and conclude it; it counts as running until both are done."""
         self._running[id(delivery)] = (delivery, task)
         try:
-            settlement = await self._outcome(delivery, begun) if isinstance(begun, Driven) else begun
-            if task.cancelling():
-                await absorb_cancellation(task)
-            if marked:
-                await self._write_mark(delivery, delivery.alone)
-            if settlement is None or delivery.stopped is not None:
-                self._gone(delivery)
-            else:
-                self._conclude(delivery, settlement)
+            self._close(delivery, await self._outcome(delivery, begun, task))
         finally:
             del self._running[id(delivery)]
-            for changed in self._changed:
-                if not changed.done():
-                    changed.set_result(None)
-            self._changed.clear()
+            self._tell_changed()
 
-    async def _outcome(self, delivery: Delivery, driven: Driven[Settlement]) -> Settlement | None:
+    async def _outcome(self, delivery: Delivery, begun: Begun, task: asyncio.Task[Any]) -> Settlement | None:
+        """Await a handling to its end and clear the cancellations that it leaves behind."""
+        settlement: Settlement | None
+        if isinstance(begun, Driven):
+            try:
+                settlement = await begun
+            except BaseException as error:  # noqa: BLE001 - sorted out in _escaped
+                settlement = self._escaped(delivery, error)
+        else:
+            settlement = begun
+        if task.cancelling() and not self._leaving():
+            await absorb_cancellation(task)
+        return settlement
+
+    async def handle_alone(self, delivery: Delivery, before: Mark, after: Mark) -> None:
+        """Handle a suspect: `before()` writes its crash mark, `after()` takes it back on every ending survived."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - isolation runs each suspect in a task
+        self._running[id(delivery)] = (delivery, task)
         try:
-            return await driven
-        except BaseException as error:  # noqa: BLE001 - sorted out in _escaped
-            return self._escaped(delivery, error)
+            settlement = await self._outcome_alone(delivery, await before(), task)
+            await after()
+            self._close(delivery, settlement)
+        finally:
+            del self._running[id(delivery)]
+            self._tell_changed()
+
+    async def _outcome_alone(
+        self, delivery: Delivery, standing: Standing, task: asyncio.Task[Any]
+    ) -> Settlement | None:
+        if standing == "stale" or delivery.stopped is not None or self._stopping:
+            return None
+        if standing == "unavailable":
+            return Retry(after=_MISHAP, reason="unmarked", counts=False)
+        return await self._outcome(delivery, self._begin(delivery), task)
+
+    def _close(self, delivery: Delivery, settlement: Settlement | None) -> None:
+        if settlement is None or delivery.stopped is not None:
+            self._gone(delivery)
+        else:
+            self._conclude(delivery, settlement)
 
     def _escaped(self, delivery: Delivery, error: BaseException) -> Settlement | None:
         """
@@ -508,55 +577,65 @@ class Engine:
             return error.settlement
         if isinstance(error, KeyboardInterrupt):
             raise error
-        if delivery.stopped is not None:
+        if delivery.stopped is not None or (isinstance(error, asyncio.CancelledError) and self._leaving()):
             return None
-        if not isinstance(error, Exception | asyncio.CancelledError):
-            _log.error("a handler of %s/%s raised %r", self.channel, self.group, error)
-        text = f"a pattern of {self.channel}/{self.group} raised {type(error).__name__}: {error}; the message goes back"
+        return self._mishap(delivery, f"raised {type(error).__name__}: {error}", error)
+
+    def _mishap(self, delivery: Delivery, what: str, error: BaseException | None = None) -> Retry:
+        text = f"a pattern of {self._name} {what}; the message goes back uncounted"
         _log.error("%s", text, exc_info=error)
         tell(self._hooks, Alarm("pattern_failed", text, delivery))
-        return Retry(after=1.0, reason="pattern_failed", counts=False)
+        return Retry(after=_MISHAP, reason="pattern_failed", counts=False)
+
+    # -- endings
 
     def _conclude(self, delivery: Delivery, settlement: Settlement) -> None:
+        """Hand a settlement on, and let the next of the key go where it may."""
+        key_ordered = self.settings.order == "key"
         if type(settlement) is Ack:
             self.settler.settle(delivery, settlement)
         elif isinstance(settlement, DeadLetter):
             self.settler.copy(delivery, settlement)
-            if self.settings.order == "key":
+            if key_ordered:  # its key goes on when the copy is safe, see _on_released
                 return
         elif not isinstance(settlement, Retry):
-            text = f"a pattern of {self.channel}/{self.group} returned {settlement!r}, which is no settlement"
-            tell(self._hooks, Alarm("pattern_failed", text, delivery))
-            _log.error("%s", text)
-            self._conclude(delivery, Retry(after=1.0, reason="pattern_failed", counts=False))
+            self._conclude(
+                delivery, self._mishap(delivery, f"returned {settlement!r}, which is no settlement")
+            )
             return
-        elif self.settings.order == "key":
+        elif key_ordered:
             self._hold(delivery, settlement)
             return
         elif settlement.counts:
             self.settler.copy(delivery, settlement)
         else:
             self.settler.settle(delivery, settlement)
-        self._next(delivery)
+        if delivery.message.key is not None:
+            self._next(delivery)
 
     def _next(self, delivery: Delivery) -> None:
-        if delivery.message.key is not None:
-            following = self._lanes.leave(delivery)
-            if following is not None:
-                self._make_ready(following)
+        """Let the next of a key go; a loop, because what comes next may end at once, and so may its next."""
+        following = self._lanes.leave(delivery)
+        if following is None:
+            return
+        if self._unlocked is not None:
+            self._unlocked.append(following)
+            return
+        self._unlocked = deque([following])
+        try:
+            while self._unlocked:
+                self._make_ready(self._unlocked.popleft())
+        finally:
+            self._unlocked = None
 
     def _hold(self, delivery: Delivery, retry: Retry) -> None:
         """Keep a delivery at the head of its lane, unsettled, until its retry is due."""
         after = retry.after
         if after > self.settings.max_hold:
-            _log.warning(
-                "%s/%s: a retry after %.0f s is cut to max_hold, %.0f s",
-                self.channel,
-                self.group,
-                after,
-                self.settings.max_hold,
-            )
             after = self.settings.max_hold
+            _log.warning(
+                "%s: a retry after %.0f s is cut to max_hold, %.0f s", self._name, retry.after, after
+            )
         if retry.counts:
             delivery.attempt += 1
             delivery.due = self._clock.time() + after
@@ -576,93 +655,55 @@ class Engine:
         delivery.due = 0.0
         self._make_ready(delivery)
 
-    # -- endings
-
     def _on_end(self, count: int) -> None:
         self.counts.out -= count
         if self._room is not None:
             self._more_room()
+        if self._listener is not None:
+            self._listener(count)
 
-    def _on_copied(self, delivery: Delivery) -> None:
-        """Release the lane of a dead letter once its copy is safe: until then its key must not go on."""
-        if self.settings.order == "key":
+    def _on_released(self, delivery: Delivery) -> None:
+        """Let a key go on behind a dead letter, once its copy is safe or no longer ours to make."""
+        if self.settings.order == "key" and delivery.message.key is not None and not self._stopping:
             self._next(delivery)
 
     def _gone(self, delivery: Delivery) -> None:
         """Forget a delivery that ends without a settlement: it was lost, or its handling was cancelled."""
         self.counts.out -= 1
         if not self._stopping:
-            self._next(delivery)
+            if delivery.message.key is not None:
+                self._next(delivery)
             self._more_room()
+
+    # -- loss
 
     async def _on_lost(self, deliveries: Sequence[Delivery], seconds: float) -> None:
         """Drop what has not started, let the rest finish within the seconds, then cancel it."""
-        running = [self._running[id(delivery)] for delivery in deliveries if id(delivery) in self._running]
-        busy = {id(delivery) for delivery, _ in running}
-        for delivery in deliveries:
-            if id(delivery) not in busy:
-                delivery.stopped = "lost"
-        self.counts.out -= len(self._lanes.drop(deliveries))
-        self._drop_held(deliveries)
+        self._lose(delivery for delivery in deliveries if id(delivery) not in self._running)
         if seconds > 0:
-            await self._finish_lost(running, seconds)
-        for delivery, task in running:
-            if id(delivery) in self._running:
-                delivery.stopped = "lost"
-                task.cancel()
-
-    def _drop_held(self, deliveries: Sequence[Delivery]) -> None:
+            deadline = asyncio.get_running_loop().time() + seconds
+            await self._until_ended(lambda: map(id, deliveries), deadline)
+            await self.settler.flush(deliveries, deadline - asyncio.get_running_loop().time())
+        self._lose(deliveries)
         for delivery in deliveries:
+            if running := self._running.get(id(delivery)):
+                running[1].cancel()
+
+    def _lose(self, deliveries: Iterable[Delivery]) -> None:
+        """Mark deliveries as somebody else's and forget those that wait."""
+        lost = list(deliveries)
+        for delivery in lost:
+            delivery.stopped = "lost"
+        self.counts.out -= len(self._lanes.drop(lost))
+        for delivery in lost:
             held = self._held.pop(id(delivery), None)
             if held is not None:
                 held[1].cancel()
                 self._gone(delivery)
+        self._more_room()
 
-    async def _finish_lost(
-        self, running: Sequence[tuple[Delivery, asyncio.Task[Any]]], seconds: float
-    ) -> None:
-        deadline = asyncio.get_running_loop().time() + seconds
-        ids = [id(delivery) for delivery, _ in running]
-        await self._until_ended(lambda: ids, deadline)
-        await self._flush(deadline)
 
-    # -- isolation
-
-    async def _isolate(self) -> None:
-        """Run suspects one at a time with nothing else of this group beside them, a crash mark standing meanwhile."""
-        while self._suspects:
-            async with self._alone:
-                self._gate += 1
-                try:
-                    while self._running and not self._stopping:
-                        await self._until_quiet(asyncio.get_running_loop().time() + _LONGEST_BACKOFF)
-                    if self._suspects:
-                        await self._run_alone(self._suspects.popleft())
-                finally:
-                    self._gate -= 1
-                    for _ in range(min(len(self._ready), len(self._idle))):
-                        self._wake_worker()
-
-    async def _run_alone(self, delivery: Delivery) -> None:
-        """Handle a suspect with a crash mark standing, which every ending that the process survives takes back."""
-        if delivery.stopped is not None or not await self._write_mark(delivery, delivery.alone + 1):
-            self._gone(delivery)
-            return
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - isolation is a task
-        await self._see_through(delivery, self._begin(delivery), task, marked=True)
-
-    async def _write_mark(self, delivery: Delivery, alone: int) -> bool:
-        """Write a crash mark where the subscription keeps them; False if the delivery is no longer ours."""
-        subscription = delivery.subscription
-        if not isinstance(subscription, Marks):
-            return True
-        try:
-            outcomes = await subscription.mark([(delivery, mark_of(delivery, alone=alone))])
-        except BrokerkitError as error:
-            _log.warning("a crash mark could not be written: %s", error)
-            return True
-        return outcomes[0] is None or outcomes[0].retryable
+_BAR = "barred"
 
 
 def _as_coroutine(handler: Handler) -> Handler:
@@ -670,9 +711,3 @@ def _as_coroutine(handler: Handler) -> Handler:
         return await handler(delivery)
 
     return run
-
-
-async def _cancel(task: asyncio.Task[Any] | None) -> None:
-    if task is not None:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)

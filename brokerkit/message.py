@@ -59,7 +59,7 @@ class Message:
         """Return the bytes that count towards a broker's limit: body, key, names and values of headers."""
         total = len(self.body) + len(self.key or b"")
         for name, value in self.headers:
-            total += len(name) + (len(value) if isinstance(value, bytes) else len(value.encode()))
+            total += _bytes_of(name) + (len(value) if isinstance(value, bytes) else _bytes_of(value))
         return total
 
 
@@ -115,6 +115,11 @@ def check_headers(headers: Iterable[tuple[object, object]]) -> tuple[Header, ...
         message = f"{len(checked)} headers of {total} bytes: at most {_MAX_HEADERS} headers and {_MAX_HEADER_BYTES} bytes"
         raise BadHeader(message)
     return tuple(checked)
+
+
+def _bytes_of(text: str) -> int:
+    """Return the length of a text in UTF-8; a stranger's lone surrogate counts too."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def _text_size(name: str, value: str) -> int:

@@ -24,6 +24,7 @@ from brokerkit.envelope import Form, lay, timestamp
 from brokerkit.errors import (
     BadHeader,
     BadKey,
+    Closed,
     ConfigurationError,
     ConnectionLost,
     LoopDetected,
@@ -203,7 +204,7 @@ class Publisher:
         may have arrived, else the last error.
         """
         if self.adapter is None:
-            closed = ConnectionLost("the bus is not connected: use it inside 'async with bus:'")
+            closed = Closed("the bus is not connected: use it inside 'async with bus:'")
             return [closed] * len(messages)
         to = Address(with_prefix(self.prefix, channel))
         loop = asyncio.get_running_loop()
@@ -231,10 +232,12 @@ class Publisher:
     async def _try(
         self, to: Address, messages: Sequence[Message], must_route: bool, deadline: float
     ) -> Sequence[SendError | None]:
-        assert self.adapter is not None  # noqa: S101 - checked by the caller
+        adapter = self.adapter
+        if adapter is None:
+            return [ConnectionLost("the bus was closed before the broker had confirmed")] * len(messages)
         try:
             async with asyncio.timeout_at(deadline):
-                return await self.adapter.send(to, messages, must_route=must_route)
+                return await adapter.send(to, messages, must_route=must_route)
         except TimeoutError:
             unknown = PublishUnknown(
                 f"no confirmation for {to} within the publish timeout; publish again with the same id"
@@ -336,7 +339,7 @@ def _extensions(given: Mapping[str, str], delivery: Delivery | None) -> dict[str
 
 
 def _depth(text: str | None) -> int:
-    depth = int(text) if text is not None and text.isdigit() and len(text) < 6 else 0  # noqa: PLR2004 - any sane depth
+    depth = int(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 6 else 0  # noqa: PLR2004 - any sane depth
     if depth >= _DEEPEST:
         message = f"{depth} events have been published in answer to each other: a loop, cut here"
         raise LoopDetected(message)

@@ -32,9 +32,16 @@ class Retry:
     counts: bool = True
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.after) and self.after >= 0):
+        try:
+            after = float(self.after)
+        except OverflowError:
+            after = math.inf
+        if not (math.isfinite(after) and after >= 0):
             message = f"Retry(after={self.after!r}): give a finite number of seconds, zero or more"
             raise ValueError(message)
+        # Decimal and its kin cannot be added to the clock's floats, and whoever adds them must not fail
+        object.__setattr__(self, "after", after)
+        _check_text("Retry", "reason", self.reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,13 @@ class DeadLetter:
 
     reason: str = "rejected"
     detail: str = ""
+
+    def __post_init__(self) -> None:
+        _check_text("DeadLetter", "reason", self.reason)
+        _check_text("DeadLetter", "detail", self.detail)
+        if not self.reason:
+            message = "DeadLetter(reason=''): give a word"
+            raise ValueError(message)
 
 
 Settlement = Ack | Retry | DeadLetter
@@ -59,3 +73,10 @@ class Settle(BaseException):
             raise TypeError(message)
         super().__init__(settlement)
         self.settlement: Settlement = settlement
+
+
+def _check_text(kind: str, name: str, value: object) -> None:
+    """Refuse here, in the handler, what could not be written into a story later."""
+    if not isinstance(value, str):
+        message = f"{kind}({name}=...) is {type(value).__name__}; give text"
+        raise TypeError(message)

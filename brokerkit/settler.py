@@ -66,7 +66,7 @@ class Settler:
     Ends the deliveries of one group in one process.
 
     on_end(count) says that so many deliveries have ended, because the broker has confirmed it or they are no longer ours.
-    on_copied(delivery) is called as soon as its copy is confirmed.
+    on_released(delivery) is called when a copy is confirmed, or dropped because its original is somebody else's now.
     blocked: how many copies could not be sent at the last try; readiness is red while it is above zero.
     """
 
@@ -77,7 +77,7 @@ class Settler:
         dead: Address,
         *,
         on_end: OnEnd,
-        on_copied: Callable[[Delivery], None],
+        on_released: Callable[[Delivery], None],
         hooks: Sequence[Hook] = (),
         clock: Clock = SYSTEM,
     ) -> None:
@@ -85,22 +85,23 @@ class Settler:
         self._inlet = inlet
         self._dead = dead
         self._on_end = on_end
-        self._on_copied = on_copied
+        self._on_released = on_released
         self._hooks = hooks
         self._clock = clock
         self._settles: list[tuple[Delivery, Ack | Retry]] = []
         self._marks: list[tuple[Delivery, bytes | None]] = []
         self._copies: list[_Copy] = []
+        self._flying: list[Delivery] = []
+        self._flying_copies: list[_Copy] = []
+        self._later: dict[int, tuple[Delivery, asyncio.TimerHandle]] = {}
         self._ends: dict[int, tuple[Settlement, str]] = {}
         self._tries: dict[int, int] = {}
-        self._timers: set[asyncio.TimerHandle] = set()
-        self._open = 0
-        """Taken out of `_settles` and not ended, or on the way as a copy."""
         self._wake = asyncio.Event()
         self._wake_copies = asyncio.Event()
-        self._settled = asyncio.Event()
+        self._moved: list[asyncio.Future[None]] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._stuck: set[int] = set()
+        self._holding: set[int] = set()
 
     @property
     def blocked(self) -> int:
@@ -123,7 +124,6 @@ class Settler:
 
     def copy(self, delivery: Delivery, settlement: Retry | DeadLetter) -> None:
         """Send the copy that a counted retry or a dead letter asks for, then ack the original."""
-        self._open += 1
         if isinstance(settlement, DeadLetter):
             self._judge(delivery, settlement)
         self._copies.append(_Copy(delivery, settlement))
@@ -141,18 +141,43 @@ class Settler:
         self._marks.append((delivery, mark))
         self._wake.set()
 
-    async def flush(self) -> None:
-        """Wait until everything given so far has ended, however long the broker takes."""
-        while self._busy():
-            self._settled.clear()
-            await self._settled.wait()
+    async def flush(self, deliveries: Sequence[Delivery] | None = None, timeout: float | None = None) -> bool:
+        """
+        Wait until what was given so far has ended: of these deliveries, or all.
 
-    def _busy(self) -> bool:
-        return bool(self._open or self._settles or self._marks)
+        Waits as long as the broker takes, or so many seconds; True if all has ended.
+        """
+        loop = asyncio.get_running_loop()
+        ids = {id(delivery) for delivery in (self._unended() if deliveries is None else deliveries)}
+        deadline = None if timeout is None else loop.time() + timeout
+        while any(id(delivery) in ids for delivery in self._unended()):
+            left = None if deadline is None else deadline - loop.time()
+            if left is not None and left <= 0:
+                return False
+            moved = loop.create_future()
+            self._moved.append(moved)
+            await asyncio.wait([moved], timeout=left)
+        return True
+
+    def _unended(self) -> list[Delivery]:
+        return [
+            *(delivery for delivery, _ in self._settles),
+            *(delivery for delivery, _ in self._marks),
+            *self._flying,
+            *(copy.delivery for copy in self._copies),
+            *(copy.delivery for copy in self._flying_copies),
+            *(delivery for delivery, _ in self._later.values()),
+        ]
+
+    def _tell_moved(self) -> None:
+        for moved in self._moved:
+            if not moved.done():
+                moved.set_result(None)
+        self._moved.clear()
 
     async def close(self) -> None:
         """Stop working. What has not ended is left unsettled, for the broker to hand out again."""
-        for timer in self._timers:
+        for _, timer in self._later.values():
             timer.cancel()
         for task in self._tasks:
             task.cancel()
@@ -163,58 +188,60 @@ class Settler:
             await self._wake.wait()
             self._wake.clear()
             marks, self._marks = self._marks, []
-            if marks:
-                await self._write_marks(marks)
             settles, self._settles = self._settles, []
-            if settles:
-                self._open += len(settles)
-                await self._settle_batch(settles)
-            if not self._busy():
-                self._settled.set()
+            self._flying = [delivery for delivery, _ in (*marks, *settles)]
+            for subscription, marked in _by_subscription(marks):
+                await self._write_marks(subscription, marked)
+            for subscription, settled in _by_subscription(settles):
+                await self._settle_batch(subscription, settled)
+            self._flying = []
+            self._tell_moved()
 
-    async def _write_marks(self, marks: Sequence[tuple[Delivery, bytes | None]]) -> None:
-        for subscription, part in _by_subscription(marks):
-            if not isinstance(subscription, Marks):
-                continue
-            try:
-                await subscription.mark(part)
-            except BrokerkitError as error:
-                _log.warning("%d marks could not be written: %s", len(part), error)
+    async def _write_marks(
+        self, subscription: Subscription, marks: Sequence[tuple[Delivery, bytes | None]]
+    ) -> None:
+        if not isinstance(subscription, Marks):
+            return
+        try:
+            await subscription.mark(marks)
+        except Exception as error:  # noqa: BLE001 - nothing may end the settler
+            _log.warning("%d marks could not be written: %r", len(marks), error)
 
-    async def _settle_batch(self, batch: Sequence[tuple[Delivery, Ack | Retry]]) -> None:
-        for subscription, part in _by_subscription(batch):
-            outcomes = await self._outcomes(subscription, part)
-            if not any(outcomes) and not (self._ends or self._tries or self._hooks):
-                self._open -= len(part)
-                self._on_end(len(part))
-                continue
-            for (delivery, settlement), error in zip(part, outcomes, strict=True):
-                if error is None:
-                    self._ended(delivery, settlement)
-                else:
-                    self._not_settled(delivery, settlement, error)
+    async def _settle_batch(
+        self, subscription: Subscription, batch: Sequence[tuple[Delivery, Ack | Retry]]
+    ) -> None:
+        outcomes = await self._outcomes(subscription, batch)
+        if not any(outcomes) and not (self._ends or self._tries or self._hooks):
+            self._on_end(len(batch))
+            return
+        for (delivery, settlement), error in zip(batch, outcomes, strict=True):
+            if error is None:
+                self._ended(delivery, settlement)
+            else:
+                self._not_settled(delivery, settlement, error)
 
     async def _outcomes(
-        self, subscription: Subscription, part: Sequence[tuple[Delivery, Ack | Retry]]
+        self, subscription: Subscription, batch: Sequence[tuple[Delivery, Ack | Retry]]
     ) -> Sequence[SettleError | None]:
         try:
-            return await subscription.settle(part)
-        except ConnectionLost as error:
-            return [Unavailable(str(error))] * len(part)
+            outcomes = await subscription.settle(batch)
         except Exception as error:  # noqa: BLE001 - nothing may end the settler
-            _log.exception("settling raised instead of returning outcomes")
-            return [Unavailable(repr(error))] * len(part)
+            if not isinstance(error, BrokerkitError):
+                _log.exception("settling raised instead of returning outcomes")
+            return [Unavailable(repr(error))] * len(batch)
+        if len(outcomes) != len(batch):
+            _log.critical("settling %d deliveries returned %d outcomes", len(batch), len(outcomes))
+            return [Unavailable("the adapter returned a wrong number of outcomes")] * len(batch)
+        return outcomes
 
     def _ended(self, delivery: Delivery, settlement: Ack | Retry) -> None:
-        ends = self._ends.pop(id(delivery), None) if self._ends else None
+        ends = self._ends.pop(id(delivery), None)
         if ends is None:
             ends = (settlement, "ack" if type(settlement) is Ack else "return")
-        if self._tries:
-            self._tries.pop(id(delivery), None)
+        self._tries.pop(id(delivery), None)
         self._end(delivery, *ends)
 
     def _end(self, delivery: Delivery, settlement: Settlement | None, outcome: str) -> None:
-        self._open -= 1
         self._on_end(1)
         if self._hooks:
             tell(self._hooks, Settled(delivery, settlement, outcome))
@@ -222,7 +249,7 @@ class Settler:
     def _not_settled(self, delivery: Delivery, settlement: Ack | Retry, error: SettleError) -> None:
         if error.retryable:
             tries = self._tries[id(delivery)] = self._tries.get(id(delivery), 0) + 1
-            self._later(tries, lambda: self._again(delivery, settlement))
+            self._call_later(delivery, tries, lambda: self.settle(delivery, settlement))
             return
         if not isinstance(error, Stale):
             tell(self._hooks, Alarm("settle_failed", f"a settlement was refused: {error}", delivery))
@@ -231,72 +258,96 @@ class Settler:
         self._ends.pop(id(delivery), None)
         self._end(delivery, None, "stale")
 
-    def _again(self, delivery: Delivery, settlement: Ack | Retry) -> None:
-        self._open -= 1
-        self.settle(delivery, settlement)
-
-    def _later(self, tries: int, call: Callable[[], None]) -> None:
+    def _call_later(self, delivery: Delivery, tries: int, call: Callable[[], None]) -> None:
         """Call after a back-off with full jitter above a floor, at most 30 s."""
         ceiling = min(_LONGEST, 0.05 * 2 ** min(tries, 12))
-        loop = asyncio.get_running_loop()
 
         def due() -> None:
-            self._timers.discard(timer)
+            del self._later[id(delivery)]
             call()
 
-        timer = loop.call_later(random.uniform(ceiling / 4, ceiling), due)  # noqa: S311 - jitter
-        self._timers.add(timer)
+        delay = random.uniform(ceiling / 4, ceiling)  # noqa: S311 - jitter
+        self._later[id(delivery)] = (delivery, asyncio.get_running_loop().call_later(delay, due))
 
     async def _copy_for_ever(self) -> None:
         while True:
             await self._wake_copies.wait()
             self._wake_copies.clear()
-            copies, self._copies = self._copies, []
-            for at in range(0, len(copies), _BATCH):
-                part = copies[at : at + _BATCH]
+            self._flying_copies, self._copies = self._copies, []
+            for at in range(0, len(self._flying_copies), _BATCH):
+                part = self._flying_copies[at : at + _BATCH]
                 await self._send_copies(
                     self._inlet, [copy for copy in part if isinstance(copy.settlement, Retry)]
                 )
                 await self._send_copies(
                     self._dead, [copy for copy in part if isinstance(copy.settlement, DeadLetter)]
                 )
+            self._flying_copies = []
+            self._tell_moved()
 
-    async def _send_copies(self, to: Address, copies: list[_Copy]) -> None:
-        if not copies:
+    async def _send_copies(self, to: Address, copies: Sequence[_Copy]) -> None:
+        """Send what can be built and is still ours; a copy of a lost delivery is its next owner's to make."""
+        ready: list[tuple[_Copy, Message]] = []
+        for copy in copies:
+            if copy.delivery.stopped == "lost":
+                self._drop(copy)
+                continue
+            try:
+                ready.append((copy, copy.message()))
+            except Exception as error:  # noqa: BLE001 - one odd copy must not stop its neighbours
+                _log.exception("a copy of %r could not be made", copy.delivery)
+                self._not_copied(copy, ConnectionLost(repr(error)))
+        if not ready:
             return
-        longest = self._adapter.capabilities.max_delay
-        after = [
-            min(copy.settlement.after, longest) if isinstance(copy.settlement, Retry) else 0.0
-            for copy in copies
-        ]
-        try:
-            outcomes = await self._adapter.send(to, [copy.message() for copy in copies], after=after)
-        except SendError as error:
-            outcomes = [error] * len(copies)
-        except Exception as error:  # noqa: BLE001 - nothing may end the settler
-            _log.exception("sending raised instead of returning outcomes")
-            outcomes = [ConnectionLost(repr(error))] * len(copies)
-        for copy, outcome in zip(copies, outcomes, strict=True):
+        outcomes = await self._sent(to, ready)
+        for (copy, _), outcome in zip(ready, outcomes, strict=True):
             if outcome is None:
                 self._copied(copy)
             else:
                 self._not_copied(copy, outcome)
 
+    async def _sent(self, to: Address, ready: Sequence[tuple[_Copy, Message]]) -> Sequence[SendError | None]:
+        longest = self._adapter.capabilities.max_delay
+        after = [min(_after(copy), longest) for copy, _ in ready]
+        try:
+            outcomes = await self._adapter.send(to, [message for _, message in ready], after=after)
+        except SendError as error:
+            return [error] * len(ready)
+        except Exception as error:  # noqa: BLE001 - nothing may end the settler
+            _log.exception("sending raised instead of returning outcomes")
+            return [ConnectionLost(repr(error))] * len(ready)
+        if len(outcomes) != len(ready):
+            _log.critical("sending %d copies returned %d outcomes", len(ready), len(outcomes))
+            return [ConnectionLost("the adapter returned a wrong number of outcomes")] * len(ready)
+        return outcomes
+
     def _copied(self, copy: _Copy) -> None:
         delivery = copy.delivery
-        self._stuck.discard(id(copy))
+        self._free(copy)
         self._ends[id(delivery)] = (
             copy.settlement,
             "retry" if isinstance(copy.settlement, Retry) else "dead",
         )
-        self._on_copied(delivery)
-        self._again(delivery, ACK)
+        self.settle(delivery, ACK)
+        self._on_released(delivery)
+
+    def _drop(self, copy: _Copy) -> None:
+        self._free(copy)
+        self._end(copy.delivery, None, "stale")
+        self._on_released(copy.delivery)
+
+    def _free(self, copy: _Copy) -> None:
+        """Forget that a copy was stuck, and let intake go on if it was the last one that held it."""
+        self._stuck.discard(id(copy))
+        if id(copy) in self._holding:
+            self._holding.discard(id(copy))
+            if not self._holding:
+                copy.delivery.control.release(_HOLD_COPY)
 
     def _not_copied(self, copy: _Copy, error: SendError) -> None:
         copy.tries += 1
         if isinstance(error, TooLarge) and self._shrink(copy):
-            self._copies.append(copy)
-            self._wake_copies.set()
+            self._copy_again(copy)
             return
         if id(copy) not in self._stuck:
             self._stuck.add(id(copy))
@@ -305,7 +356,7 @@ class Settler:
             )
             _log.error("%s", text)
             tell(self._hooks, Alarm("copy_failed", text, copy.delivery))
-        self._later(copy.tries, lambda: self._copy_again(copy))
+        self._call_later(copy.delivery, copy.tries, lambda: self._copy_again(copy))
 
     def _shrink(self, copy: _Copy) -> bool:
         """Make the story of a copy that does not fit shorter; a retry that cannot fit becomes a dead letter."""
@@ -318,6 +369,7 @@ class Settler:
         if copy.room + 1 < len(_ROOMS):
             copy.room += 1
             return True
+        self._holding.add(id(copy))
         copy.delivery.control.hold(_HOLD_COPY)
         return False
 
@@ -326,9 +378,15 @@ class Settler:
         self._wake_copies.set()
 
 
+def _after(copy: _Copy) -> float:
+    return copy.settlement.after if isinstance(copy.settlement, Retry) else 0.0
+
+
 def _by_subscription(
     items: Sequence[tuple[Delivery, T]],
 ) -> Sequence[tuple[Subscription, Sequence[tuple[Delivery, T]]]]:
+    if not items:
+        return ()
     first = items[0][0].subscription
     if all(item[0].subscription is first for item in items):
         return [(first, items)]

@@ -6,14 +6,18 @@ Shared by the patterns that do so; no part of the public face.
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Generator
+import inspect
+from collections.abc import Callable, Coroutine, Generator
 from types import coroutine
 from typing import Any, cast
 
 from brokerkit.delivery import Delivery
+from brokerkit.pipeline import Handler
 from brokerkit.settlement import Settlement
 
-__all__ = ["Handling", "rest"]
+__all__ = ["Handling", "Step", "as_coroutine", "rest"]
+
+Step = Callable[[Delivery], Coroutine[Any, Any, Settlement]]
 
 
 class Handling:
@@ -26,8 +30,8 @@ class Handling:
 
     __slots__ = ("_before", "_task", "delivery", "due", "why")
 
-    def __init__(self, delivery: Delivery, due: float = 0.0) -> None:
-        task = asyncio.current_task()
+    def __init__(self, delivery: Delivery, loop: asyncio.AbstractEventLoop, due: float) -> None:
+        task = asyncio.current_task(loop)
         if task is None:
             message = "a handling runs inside a task of asyncio"
             raise RuntimeError(message)
@@ -57,6 +61,17 @@ class Handling:
         if self._task.cancelling() > self._before:
             raise asyncio.CancelledError
         self.delivery.stopped = None
+
+
+def as_coroutine(handler: Handler) -> Step:
+    """Return the handler as a function that makes coroutines, whose first step can be made by hand."""
+    if inspect.iscoroutinefunction(handler):
+        return handler
+
+    async def run(delivery: Delivery) -> Settlement:
+        return await handler(delivery)
+
+    return run
 
 
 @coroutine

@@ -3,7 +3,6 @@ Timeout: a handling that runs too long is cancelled and counts as failed.
 """
 
 import asyncio
-import inspect
 import math
 from asyncio import AbstractEventLoop, CancelledError, TimerHandle
 from collections.abc import Awaitable
@@ -12,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 from brokerkit.delivery import Delivery
 from brokerkit.errors import ConfigurationError, HandlerTimeout
-from brokerkit.patterns._interrupt import Handling, rest
+from brokerkit.patterns._interrupt import Handling, as_coroutine, rest
 from brokerkit.pipeline import Handler
 from brokerkit.settlement import Settle, Settlement
 
@@ -52,21 +51,15 @@ class TimeoutPattern:
             message = f"timeout({seconds!r}): give seconds above 0"
             raise ConfigurationError(message)
         self.seconds = float(seconds)
+        self._loop: AbstractEventLoop | None = None
+        self._watch: _Watch
 
     def __repr__(self) -> str:
         return f"timeout({self.seconds:g})"
 
     def __call__(self, handler: Handler) -> Handler:
         """Return the handler with the timeout around it."""
-        watched = self._watched
-        if not inspect.iscoroutinefunction(handler):
-
-            async def timed_from_the_start(delivery: Delivery) -> Settlement:
-                return await watched(handler(delivery), delivery)
-
-            return timed_from_the_start
-
-        step = handler
+        watched, step = self._watched, as_coroutine(handler)
 
         async def timed(delivery: Delivery) -> Settlement:
             started = step(delivery)
@@ -80,9 +73,13 @@ class TimeoutPattern:
 
     async def _watched(self, running: Awaitable[Settlement], delivery: Delivery) -> Settlement:
         loop = asyncio.get_running_loop()
-        watch = _watch(loop, self.seconds)
-        handling = Handling(delivery, loop.time() + self.seconds)
-        watch.add(handling, loop)
+        if loop is not self._loop:
+            self._loop, self._watch = loop, _watch(loop, self.seconds)
+        watch = self._watch
+        handling = Handling(delivery, loop, loop.time() + self.seconds)
+        watch.active[handling] = None
+        if watch.timer is None:
+            watch.arm(loop, handling.due)
         cause: BaseException | None = None
         try:
             settlement = await running
@@ -94,7 +91,7 @@ class TimeoutPattern:
             if handling.why is None:
                 return settlement
         finally:
-            watch.remove(handling)
+            watch.active.pop(handling, None)
         await handling.take_back()
         message = f"the handler ran longer than {self.seconds:g} s and was cancelled"
         raise HandlerTimeout(message) from cause
@@ -107,28 +104,25 @@ class _Watch:
     The timer looks at the oldest only, so a busy loop pays one call for each duration, not one for each message.
     """
 
+    __slots__ = ("active", "timer")
+
     def __init__(self) -> None:
-        self._active: dict[Handling, None] = {}
-        self._timer: TimerHandle | None = None
+        self.active: dict[Handling, None] = {}
+        self.timer: TimerHandle | None = None
 
-    def add(self, handling: Handling, loop: AbstractEventLoop) -> None:
-        self._active[handling] = None
-        if self._timer is None:
-            self._timer = loop.call_at(handling.due, self._look, handling.due)
-
-    def remove(self, handling: Handling) -> None:
-        self._active.pop(handling, None)
+    def arm(self, loop: AbstractEventLoop, due: float) -> None:
+        self.timer = loop.call_at(due, self._look, due)
 
     def _look(self, due: float) -> None:
         loop = asyncio.get_running_loop()
         # A timer may come a clock tick early; what it was set for is due all the same
         now = max(due, loop.time())
-        self._timer = None
-        for handling in list(self._active):
+        self.timer = None
+        for handling in list(self.active):
             if handling.due > now:
-                self._timer = loop.call_at(handling.due, self._look, handling.due)
+                self.arm(loop, handling.due)
                 return
-            del self._active[handling]
+            del self.active[handling]
             handling.stop("timeout")
 
 

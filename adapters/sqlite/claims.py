@@ -2,10 +2,12 @@
 What a claim is made of: the messages taken so far, and how much more may be taken.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from brokerkit.adapters.sqlite.places import Place
+from brokerkit.adapters.sqlite.statements import change
 from brokerkit.adapters.sqlite.transaction import Transaction
 
 __all__ = ["FROM_LOG", "FROM_PENDING", "Claim", "Claimed", "Taker"]
@@ -20,8 +22,7 @@ _BYTES = 16 * 1024 * 1024
 """Bytes of bodies after which a claim takes no further message."""
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
+class Claimed(NamedTuple):
     """One message handed out; `arrivals` counts this time."""
 
     seq: int
@@ -73,9 +74,11 @@ class Taker:
         self.rows.append(row)
         self._bytes += len(row.body)
 
-    def own(self, seqs: Iterable[int]) -> None:
+    def own(self, seqs: Sequence[int]) -> None:
         """Make this member the owner of pending rows."""
-        self.tx.executemany(
-            "UPDATE pending SET owner = ?, arrivals = arrivals + 1 WHERE place = ? AND seq = ?",
-            [(self.member, self.place.id, seq) for seq in seqs],
+        change(
+            self.tx,
+            "UPDATE pending SET owner = ?, arrivals = arrivals + 1 WHERE place = ? AND seq IN",
+            (self.member, self.place.id),
+            seqs,
         )

@@ -2,7 +2,6 @@
 Deleting what all groups are done with, or what is too old, in small steps.
 """
 
-
 from brokerkit.adapters.sqlite.transaction import Transaction
 
 __all__ = ["channels", "delete_done", "delete_expired"]

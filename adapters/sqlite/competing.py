@@ -53,7 +53,7 @@ def _take_free(taker: Taker) -> None:
     found = taker.tx.execute(_FREE, (taker.place.id, taker.tx.now, taker.room))
     taken = _take(taker, found)
     if taken:
-        taker.own(row.seq for row in taken)
+        taker.own([row.seq for row in taken])
 
 
 def _take_new(taker: Taker) -> None:
@@ -76,7 +76,7 @@ def _take_new(taker: Taker) -> None:
 def _take(taker: Taker, found: sqlite3.Cursor) -> list[Claimed]:
     taken: list[Claimed] = []
     for values in found:
-        row = Claimed(*values)
+        row = Claimed._make(values)
         taker.add(row)
         taken.append(row)
         if taker.room <= 0:

@@ -6,7 +6,7 @@ crash can lose it; every ending names the owner it expects, so nobody can end wh
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from brokerkit.adapters.sqlite import competing, slotted
 from brokerkit.adapters.sqlite.claims import Claim, Taker
@@ -18,12 +18,12 @@ from brokerkit.adapters.sqlite.transaction import Transaction
 __all__ = ["Ending", "Receipt", "claim", "mark", "peek", "rebalance", "settle"]
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """What a settlement needs to know: the row, the member it was handed to, and whether it is a copy."""
+class Receipt(NamedTuple):
+    """What a settlement needs to know: the row, the member it was handed to and which time that was."""
 
     seq: int
     owner: int
+    arrivals: int
     slot: int
     copy: bool
 
@@ -73,9 +73,9 @@ def settle(tx: Transaction, place: int, endings: Sequence[Ending]) -> list[bool]
 
 def mark(tx: Transaction, place: int, marks: Iterable[tuple[Receipt, bytes | None]]) -> list[bool]:
     """Write bytes beside unsettled deliveries, or erase them; False for each that is not its owner's any more."""
-    statement = "UPDATE pending SET mark = ? WHERE place = ? AND seq = ? AND owner = ?"
+    statement = "UPDATE pending SET mark = ? WHERE place = ? AND seq = ? AND owner = ? AND arrivals = ?"
     return [
-        tx.execute(statement, (blob, place, receipt.seq, receipt.owner)).rowcount == 1
+        tx.execute(statement, (blob, place, receipt.seq, receipt.owner, receipt.arrivals)).rowcount == 1
         for receipt, blob in marks
     ]
 
@@ -106,20 +106,15 @@ def _next_due(tx: Transaction, place: Place, member: int) -> float | None:
 
 def _end(tx: Transaction, place: int, endings: Sequence[Ending]) -> bool:
     """End all of these, or return False as soon as one was not its owner's (some may be ended by then)."""
-    done = [(place, receipt.seq, receipt.owner) for receipt, after in endings if after is None]
+    mine = "WHERE place = ? AND seq = ? AND owner = ? AND arrivals = ?"
+    done = [(place, *receipt[:3]) for receipt, after in endings if after is None]
     returned = [
-        (tx.now + max(after, 0.0), place, receipt.seq, receipt.owner)
-        for receipt, after in endings
-        if after is not None
+        (tx.now + max(after, 0.0), place, *receipt[:3]) for receipt, after in endings if after is not None
     ]
     copies = [(receipt.seq, place) for receipt, after in endings if after is None and receipt.copy]
     return (
-        _changes(tx, "DELETE FROM pending WHERE place = ? AND seq = ? AND owner = ?", done)
-        and _changes(
-            tx,
-            "UPDATE pending SET owner = 0, due = ?, returns = returns + 1 WHERE place = ? AND seq = ? AND owner = ?",
-            returned,
-        )
+        _changes(tx, f"DELETE FROM pending {mine}", done)
+        and _changes(tx, f"UPDATE pending SET owner = 0, due = ?, returns = returns + 1 {mine}", returned)
         and _changes(tx, "DELETE FROM message WHERE seq = ? AND place = ?", copies)
     )
 

@@ -8,6 +8,7 @@ from itertools import count
 
 from brokerkit.adapters.sqlite.places import channel_of, place_of
 from brokerkit.adapters.sqlite.row import Row, slot_of
+from brokerkit.adapters.sqlite.statements import PENDING, insert
 from brokerkit.adapters.sqlite.transaction import Transaction
 from brokerkit.message import Address
 
@@ -15,8 +16,6 @@ __all__ = ["publish", "put_copies", "wake_for", "wake_place"]
 
 _SOON = 0.1
 """Seconds: a due time that is nearer than this is told at once; a later one is found by looking every 50 ms."""
-
-_INSERT = "INSERT INTO message(seq, channel, place, slot, at, key, head, body) VALUES(?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 def publish(tx: Transaction, channel: str, rows: Sequence[Row], *, must_route: bool) -> bool:
@@ -45,11 +44,11 @@ def put_copies(tx: Transaction, to: Address, rows: Sequence[Row], after: Sequenc
     """
     place = place_of(tx, to)
     stored = _store(tx, place.channel, place.id, rows)
-    tx.executemany(
-        "INSERT INTO pending(place, seq, slot, copy, owner, due, arrivals, returns, mark)"
-        " VALUES(?, ?, ?, 1, 0, ?, 0, 0, NULL)",
-        [(place.id, seq, slot, tx.now + wait) for (seq, slot), wait in zip(stored, after, strict=True)],
-    )
+    values = [
+        (place.id, seq, slot, 1, 0, tx.now + wait, 0, 0, None)
+        for (seq, slot), wait in zip(stored, after, strict=True)
+    ]
+    insert(tx, PENDING, values)
     wake_for(tx, place.id, [(slot, wait) for (_, slot), wait in zip(stored, after, strict=True)])
 
 
@@ -87,11 +86,10 @@ def _store(tx: Transaction, channel: int, place: int, rows: Sequence[Row]) -> li
     (last,) = tx.execute("SELECT last FROM counter").fetchone()
     stored = [(seq, slot_of(row[0], seq)) for seq, row in zip(count(last + 1), rows, strict=False)]
     tx.execute("UPDATE counter SET last = ?", (last + len(rows),))
-    now = tx.now
-    tx.executemany(
-        _INSERT,
-        [(seq, channel, place, slot, now, *row) for (seq, slot), row in zip(stored, rows, strict=True)],
-    )
+    values = [
+        (seq, channel, place, slot, tx.now, *row) for (seq, slot), row in zip(stored, rows, strict=True)
+    ]
+    insert(tx, "message(seq, channel, place, slot, at, key, head, body)", values)
     return stored
 
 

@@ -52,16 +52,16 @@ def _share(tx: Transaction, place: int) -> int:
 
 
 def _release(tx: Transaction, place: int, member: int, owned: list[int], excess: int) -> Share:
+    # Always the highest, busy or not: idle ones first would leave the newcomer with slots that have no traffic,
+    # and the choice has to stand while they are being finished.
+    kept, surplus = sorted(owned)[:-excess], sorted(owned)[-excess:]
     # Out of the table, not out of memory: a row that is claimed but not yet known to the event loop counts too.
     out = tx.execute("SELECT DISTINCT slot FROM pending WHERE place = ? AND owner = ?", (place, member))
     busy = {slot for (slot,) in out}
-    released = [slot for slot in owned if slot not in busy][:excess]
+    released = [slot for slot in surplus if slot not in busy]
     if released:
         tx.executemany(
             "UPDATE slot SET owner = 0 WHERE place = ? AND slot = ?", [(place, slot) for slot in released]
         )
         wake_place(tx, place, but=member)
-    kept = [slot for slot in owned if slot not in released]
-    surplus = len(kept) - (len(owned) - excess)
-    # Always the highest: the choice stands while they are being finished.
-    return Share(tuple(kept[: len(kept) - surplus]), tuple(kept[len(kept) - surplus :]))
+    return Share(tuple(kept), tuple(slot for slot in surplus if slot in busy))

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from brokerkit.adapters.sqlite.claims import FROM_LOG, FROM_PENDING, Claimed, Taker
 from brokerkit.adapters.sqlite.places import Place
 from brokerkit.adapters.sqlite.shares import is_uneven
+from brokerkit.adapters.sqlite.statements import PENDING, insert
 from brokerkit.adapters.sqlite.transaction import Transaction
 
 __all__ = ["next_due", "peek", "take"]
@@ -124,7 +125,7 @@ def _take_copies(taker: Taker, slots: set[int]) -> None:
 
 def _take_one(taker: Taker, seq: int) -> None:
     row = taker.tx.execute(_ONE, (taker.place.id, seq)).fetchone()
-    taker.add(Claimed(*row))
+    taker.add(Claimed._make(row))
     taker.own((seq,))
 
 
@@ -161,24 +162,20 @@ def _take_new(taker: Taker, slots: set[int], held: set[bytes]) -> bool:
 
 def _take_or_park(taker: Taker, found: sqlite3.Cursor, held: set[bytes], horizon: int) -> int:
     """Hand out what is free and park what is held back; return the sequence number up to which all is done."""
-    new: list[tuple[int, int, int, int, int]] = []
+    new: list[tuple[object, ...]] = []
     reached = horizon
     for values in found:
-        row = Claimed(*values)
+        row = Claimed._make(values)
         if row.key in held:
-            new.append((taker.place.id, row.seq, row.slot, 0, 0))
+            new.append((taker.place.id, row.seq, row.slot, 0, 0, 0, 0, 0, None))
         else:
             taker.add(row)
-            new.append((taker.place.id, row.seq, row.slot, taker.member, 1))
+            new.append((taker.place.id, row.seq, row.slot, 0, taker.member, 0, 1, 0, None))
         if taker.room <= 0 or len(new) >= _PARKED:
             reached = row.seq
             break
     found.close()
-    taker.tx.executemany(
-        "INSERT INTO pending(place, seq, slot, copy, owner, due, arrivals, returns, mark)"
-        " VALUES(?, ?, ?, 0, ?, 0, ?, 0, NULL)",
-        new,
-    )
+    insert(taker.tx, PENDING, new)
     return reached
 
 

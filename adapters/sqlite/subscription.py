@@ -82,7 +82,7 @@ class SqliteSubscription:
     async def settle(self, settled: Sequence[Settled]) -> Sequence[SettleError | None]:
         """End some deliveries in one transaction; `Stale` for what is no longer held here."""
         endings = [
-            (_receipt(delivery), None if isinstance(settlement, Ack) else settlement.after)
+            (self._receipt(delivery), None if isinstance(settlement, Ack) else settlement.after)
             for delivery, settlement in settled
         ]
         local = self._local
@@ -101,7 +101,7 @@ class SqliteSubscription:
         if local is None or self._closed:
             return [_stale(delivery) for delivery, _ in marks]
         try:
-            kept = await self._desk.mark(local, [(_receipt(delivery), blob) for delivery, blob in marks])
+            kept = await self._desk.mark(local, [(self._receipt(delivery), blob) for delivery, blob in marks])
         except BrokerkitError as error:
             return [_unavailable(error)] * len(marks)
         return self._outcomes([delivery for delivery, _ in marks], kept, ended=False)
@@ -213,12 +213,17 @@ class SqliteSubscription:
         return Delivery(
             message_of(row.key, row.head, row.body),
             self._at if row.copy else self._channel,
-            Receipt(row.seq, member, row.slot, bool(row.copy)),
+            Receipt(row.seq, member, row.arrivals, row.slot, bool(row.copy)),
             arrivals=row.arrivals,
             returns=row.returns,
             position=("0", row.seq),
             mark=row.mark,
         )
+
+    def _receipt(self, delivery: Delivery) -> Receipt:
+        """Return the receipt of what is out here, else one that matches no row."""
+        receipt = _receipt(delivery)
+        return receipt if self._out.get(receipt.seq) is delivery else _NOTHING
 
     def _note(self, endings: Sequence[Ending]) -> None:
         waits = [after for _, after in endings if after is not None]
@@ -244,10 +249,12 @@ class SqliteSubscription:
             self.lost(local.id)
 
 
+_NOTHING = Receipt(-1, -1, 0, 0, copy=False)
+
+
 def _receipt(delivery: Delivery) -> Receipt:
     receipt = delivery.receipt
-    # What another adapter handed out, or a browsed page, matches no row: no sequence number is negative.
-    return receipt if isinstance(receipt, Receipt) else Receipt(-1, -1, 0, copy=False)
+    return receipt if isinstance(receipt, Receipt) else _NOTHING
 
 
 def _stale(delivery: Delivery) -> Stale:

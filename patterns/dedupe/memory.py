@@ -2,8 +2,8 @@
 The memory of one process: an optimisation, for it forgets at a restart and knows nothing of other processes.
 """
 
-import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from brokerkit.errors import ConfigurationError
 from brokerkit.patterns.dedupe.store import DONE, Done, Scope, Taken, Token
@@ -15,18 +15,20 @@ class MemoryStore:
     """
     Remember the last `limit` events that finished, in this process.
 
-    Seconds are the running loop's. What was not asked for longest is forgotten first when the limit is reached.
+    What was not asked for longest is forgotten first when the limit is reached.
+
+    clock: seconds that only go forward, from anywhere.
     """
 
-    def __init__(self, limit: int = 100_000) -> None:
+    def __init__(self, limit: int = 100_000, *, clock: Callable[[], float] = time.monotonic) -> None:
         given: object = limit
         if isinstance(given, bool) or not isinstance(given, int) or given < 1:
             message = f"MemoryStore({limit!r}): the limit is a whole number above 0"
             raise ConfigurationError(message)
         self.limit = limit
-        self._claims: dict[Scope, tuple[Token, float]] = {}
+        self._clock = clock
+        self._claims: dict[Scope, _Claim] = {}
         self._finished: dict[Scope, float] = {}
-        self._count = 0
 
     def __repr__(self) -> str:
         return f"MemoryStore({self.limit})"
@@ -36,52 +38,63 @@ class MemoryStore:
 
     async def claim(self, scope: Scope, lease: float) -> Token | Taken | Done:
         """See `Store.claim`."""
-        now = _now()
-        until = self._finished.pop(scope, None)
-        if until is not None and until > now:
-            self._finished[scope] = until
+        now = self._clock()
+        if scope in self._finished and self._remembers(scope, now):
             return DONE
-        held = self._claims.get(scope)
-        if held is not None and held[1] > now:
-            return Taken(held[1] - now)
-        self._count += 1
-        token = Token(scope, str(self._count))
-        self._claims[scope] = (token, now + lease)
-        return token
+        claim = _Claim(scope)
+        claim.until = now + lease
+        held = self._claims.setdefault(scope, claim)
+        if held is claim:
+            return claim
+        if held.until > now:
+            return Taken(held.until - now)
+        self._claims[scope] = claim
+        return claim
 
     async def done(self, token: Token, window: float) -> bool:
         """See `Store.done`."""
-        if not self._drop(token):
+        scope = token.scope
+        held = self._claims.pop(scope, None)
+        if held is not token:
+            if held is not None:
+                self._claims[scope] = held
             return False
         finished = self._finished
-        finished[token.scope] = _now() + window
+        finished[scope] = self._clock() + window
         if len(finished) > self.limit:
             del finished[next(iter(finished))]
         return True
 
     async def release(self, token: Token) -> bool:
         """See `Store.release`."""
-        return self._drop(token)
-
-    async def renew(self, tokens: Sequence[Token], lease: float) -> Sequence[bool]:
-        """See `Store.renew`."""
-        until = _now() + lease
-        return [self._renew(token, until) for token in tokens]
-
-    def _drop(self, token: Token) -> bool:
-        held = self._claims.get(token.scope)
-        if held is None or held[0] is not token:
+        if self._claims.get(token.scope) is not token:
             return False
         del self._claims[token.scope]
         return True
 
+    async def renew(self, tokens: Sequence[Token], lease: float) -> Sequence[bool]:
+        """See `Store.renew`."""
+        until = self._clock() + lease
+        return [self._renew(token, until) for token in tokens]
+
+    def _remembers(self, scope: Scope, now: float) -> bool:
+        until = self._finished.pop(scope)
+        if until <= now:
+            return False
+        self._finished[scope] = until  # behind the others: it was asked for just now
+        return True
+
     def _renew(self, token: Token, until: float) -> bool:
         held = self._claims.get(token.scope)
-        if held is None or held[0] is not token:
+        if held is None or held is not token:
             return False
-        self._claims[token.scope] = (token, until)
+        held.until = until
         return True
 
 
-def _now() -> float:
-    return asyncio.get_running_loop().time()
+class _Claim(Token):
+    """A claim and its token in one; being this very object is the proof."""
+
+    __slots__ = ("until",)
+
+    until: float

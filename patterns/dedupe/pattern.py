@@ -3,12 +3,11 @@ Dedupe: handle an event once, as far as a memory of ids can.
 """
 
 import asyncio
-import inspect
 import logging
 import math
 import random
 from asyncio import AbstractEventLoop, CancelledError, Task, TimerHandle
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -16,7 +15,7 @@ from brokerkit.delivery import Delivery
 from brokerkit.errors import ConfigurationError
 from brokerkit.hooks import Alarm, Hook, tell
 from brokerkit.patterns._identity import Scope, scope_of
-from brokerkit.patterns._interrupt import Handling, rest
+from brokerkit.patterns._interrupt import Handling, as_coroutine, rest
 from brokerkit.patterns.dedupe.memory import MemoryStore
 from brokerkit.patterns.dedupe.store import Done, Store, Taken, Token
 from brokerkit.pipeline import Control, Handler, Keeps, Place
@@ -93,6 +92,8 @@ class DedupePattern:
         self.key = key
         self._hooks = tuple(hooks)
         self._scope = scope_of if key is None else self._keyed
+        self._loop: AbstractEventLoop | None = None
+        self._renewer: _Renewer
         self._renewers: WeakKeyDictionary[AbstractEventLoop, _Renewer] = WeakKeyDictionary()
         self._held: dict[int, int] = {}
         self._leaving: set[Task[Any]] = set()
@@ -104,22 +105,26 @@ class DedupePattern:
     def __call__(self, handler: Handler) -> Handler:
         """Return the handler with the memory around it."""
         claim, done, lease, window = self.store.claim, self.store.done, self.lease, self.window
-        run = self._stepping(handler) if inspect.iscoroutinefunction(handler) else self._running(handler)
+        scope_of_delivery, step = self._scope, as_coroutine(handler)
 
         async def deduped(delivery: Delivery) -> Settlement:
-            scope = self._scope(delivery)
+            scope = scope_of_delivery(delivery)
             if scope is None:
                 return await handler(delivery)
             try:
                 token = await claim(scope, lease)
             except Exception as error:  # noqa: BLE001 - whatever a store raises: it cannot be asked
                 token = await self._when_back(delivery, lambda: claim(scope, lease), error)
-            if isinstance(token, Taken):
-                return Retry(after=token.remaining, reason="taken", counts=False)
-            if isinstance(token, Done):
-                return ACK
+            if not isinstance(token, Token):
+                return _refused(token)
             try:
-                settlement = await run(delivery, token)
+                started = step(delivery)
+                try:
+                    waiting = started.send(None)
+                except StopIteration as end:
+                    settlement: Settlement = end.value
+                else:
+                    settlement = await self._renewed(rest(started, waiting), delivery, token)
             except BaseException:
                 await self._release(token)
                 raise
@@ -165,32 +170,13 @@ class DedupePattern:
         # No event has an empty source, so a key never meets an id
         return (delivery.channel, delivery.group, "", self.key(delivery))
 
-    def _stepping(self, handler: Handler) -> "Callable[[Delivery, Token], Coroutine[Any, Any, Settlement]]":
-        step = cast("Callable[[Delivery], Coroutine[Any, Any, Settlement]]", handler)
-
-        async def run(delivery: Delivery, token: Token) -> Settlement:
-            started = step(delivery)
-            try:
-                waiting = started.send(None)
-            except StopIteration as done:
-                return cast("Settlement", done.value)
-            return await self._renewed(rest(started, waiting), delivery, token)
-
-        return run
-
-    def _running(self, handler: Handler) -> "Callable[[Delivery, Token], Coroutine[Any, Any, Settlement]]":
-        async def run(delivery: Delivery, token: Token) -> Settlement:
-            return await self._renewed(handler(delivery), delivery, token)
-
-        return run
-
     async def _renewed(self, running: Awaitable[Settlement], delivery: Delivery, token: Token) -> Settlement:
         """Run a handling that waits for something, with its claim renewed meanwhile."""
         loop = asyncio.get_running_loop()
-        renewer = self._renewers.get(loop)
-        if renewer is None:
-            renewer = self._renewers[loop] = _Renewer(self.store, self.lease)
-        handling = Handling(delivery, loop.time())
+        if loop is not self._loop:
+            self._loop, self._renewer = loop, self._renewer_on(loop)
+        renewer = self._renewer
+        handling = Handling(delivery, loop, loop.time())
         renewer.add(handling, token)
         try:
             settlement = await running
@@ -212,6 +198,14 @@ class DedupePattern:
             "lease_lost", "a claim was lost, so its handling was stopped and returned uncounted", delivery
         )
         return Retry(after=self.lease, reason="lease lost", counts=False)
+
+    def _renewer_on(self, loop: AbstractEventLoop) -> "_Renewer":
+        for closed in [other for other in self._renewers if other.is_closed()]:
+            del self._renewers[closed]
+        renewer = self._renewers.get(loop)
+        if renewer is None:
+            renewer = self._renewers[loop] = _Renewer(self.store, self.lease)
+        return renewer
 
     async def _release(self, token: Token) -> None:
         """Give a claim back, as well as it goes: what stays behind ends with its lease."""
@@ -323,6 +317,10 @@ class _Renewer:
         # Not there any more: it has ended meanwhile, and a finished claim cannot be renewed
         if self._claims.pop(handling, None) is not None:
             handling.stop("lease_lost")
+
+
+def _refused(answer: Taken | Done) -> Settlement:
+    return Retry(after=answer.remaining, reason="taken", counts=False) if isinstance(answer, Taken) else ACK
 
 
 def _check_seconds(name: str, value: object) -> None:

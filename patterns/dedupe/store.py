@@ -11,12 +11,17 @@ from brokerkit.patterns._identity import Scope
 __all__ = ["DONE", "Done", "Scope", "Store", "Taken", "Token"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Token:
-    """The proof of a claim. `value` is new for every claim, so that who lost a claim can neither finish nor release it."""
+    """
+    The proof of a claim, which only its store can tell from another.
+
+    `value` is the store's own and new for every claim, or the object itself is the proof: who has lost a claim can neither
+    finish nor release it.
+    """
 
     scope: Scope
-    value: str
+    value: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,13 +30,15 @@ _PARTS = (
 # Before the parts are imported: only then do their asserts say what they compared.
 pytest.register_assert_rewrite(*(f"{__name__}.{part}" for part in _PARTS))
 
-from brokerkit.testing.conformance.bench import Bench, Elsewhere, Member  # noqa: E402
+from brokerkit.testing.conformance.bench import Bench, Member  # noqa: E402
+from brokerkit.testing.conformance.elsewhere import Away, Elsewhere  # noqa: E402
 from brokerkit.testing.conformance.harness import LIMITS, Harness, Restarts  # noqa: E402
 from brokerkit.testing.conformance.suite import AdapterConformance, switched_off  # noqa: E402
 
 __all__ = [
     "LIMITS",
     "AdapterConformance",
+    "Away",
     "Bench",
     "Elsewhere",
     "Harness",

@@ -10,7 +10,7 @@ import asyncio
 from brokerkit.adapter import Adapter
 from brokerkit.errors import Closed, ConnectionLost
 from brokerkit.message import Address
-from brokerkit.testing.conformance.bench import Bench, bodies, eventually, text
+from brokerkit.testing.conformance.bench import Bench, bodies, eventually, inlet, text
 from brokerkit.testing.conformance.gate import needs
 
 __all__ = ["Lifecycle"]
@@ -152,6 +152,18 @@ class Lifecycle:
         await one.close()
         await bench.send(bench.first, bench.name(), ["1"])
         assert bodies(await two.take(1, ack=True)) == ["1"]
+
+    async def test_what_was_confirmed_outlives_its_sender(self, bench: Bench) -> None:
+        member = await bench.member()
+        await member.close()
+        process = await bench.elsewhere()
+        sent = [text(str(number)) for number in range(50)]
+        await process.send(Address(bench.name()), sent)
+        await process.send(inlet(bench.name(), "g"), [text("late")], after=0.3)
+        await process.stop()
+        again = await bench.member()
+        taken = await again.take(51, ack=True)
+        assert sorted(bodies(taken)) == sorted([*(str(number) for number in range(50)), "late"])
 
     @needs("restarts")
     async def test_after_a_restart_one_subscribes_again_and_goes_on(self, bench: Bench) -> None:

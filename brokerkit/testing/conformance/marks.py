@@ -94,14 +94,14 @@ class Marking:
         process = await bench.elsewhere()
         sleeper = await process.member(bench.name())
         await bench.send(bench.first, bench.name(), ["1"])
-        (delivery,) = await process.run(sleeper.take(1))
-        assert await process.run(write(sleeper, delivery, b"before")) is None
+        (delivery,) = await sleeper.take(1)
+        assert await sleeper.mark(delivery, b"before") is None
         await process.stop()
         other = await bench.member()
         (again,) = await other.take(1)
         assert again.mark == b"before"
         process.resume()
-        assert isinstance(await process.run(write(sleeper, delivery, b"after")), Stale)
+        assert isinstance(await sleeper.mark(delivery, b"after"), Stale)
         await other.close()
         (again,) = await (await bench.member()).take(1, ack=True)
         assert again.mark == b"before"

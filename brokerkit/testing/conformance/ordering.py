@@ -114,6 +114,24 @@ class Ordering:
         assert by_key(rest[0] + rest[1]) == all_of([1])
 
     @needs("order_key")
+    @spared_by("order-in-one-process")
+    async def test_who_joins_gets_its_share_although_the_owner_is_always_busy(self, bench: Bench) -> None:
+        keys = [f"k{number}" for number in range(200)]  # enough to have something out in every part
+        owner = await bench.member(order="key")
+        await bench.send(bench.first, bench.name(), [text("0", key) for key in keys])
+        held = await owner.take(200)
+        other = await bench.member(order="key")
+        for number in range(1, 10):
+            await bench.send(bench.first, bench.name(), [text(str(number), key) for key in keys])
+            newer = await owner.some(0.1)
+            await owner.ack(held)
+            held = newer
+            if await other.some(0.1):
+                return
+        message = "the one that joined has got nothing"
+        raise AssertionError(message)
+
+    @needs("order_key")
     async def test_the_next_owner_gets_what_was_unsettled_in_order_and_before_what_is_newer(
         self, bench: Bench
     ) -> None:
@@ -151,8 +169,8 @@ class Ordering:
         process = await bench.elsewhere()
         dies = await process.member(bench.name(), order="key")
         await send(bench, range(5))
-        taken = await process.run(dies.take(80))
-        await process.run(dies.ack([each for each in taken if each.message.body == b"0"]))
+        taken = await dies.take(80)
+        await dies.ack([each for each in taken if each.message.body == b"0"])
         await process.stop()
         heir = await bench.member(order="key")
         await send(bench, [5])
@@ -164,16 +182,16 @@ class Ordering:
         process = await bench.elsewhere()
         sleeper = await process.member(bench.name(), order="key")
         await send(bench, range(2))
-        await process.run(sleeper.take(32))
+        await sleeper.take(32)
         await process.stop()
         heir = await bench.member(order="key")
         held = await heir.take(32)
         process.resume()
         await send(bench, [2])
-        while_held = await process.run(sleeper.some(0.6))
+        while_held = await sleeper.some(0.6)
         assert by_key(while_held) == {}
         await heir.ack(held)
-        rest = await asyncio.gather(heir.some(1.0), process.run(sleeper.some(1.0)))
+        rest = await asyncio.gather(heir.some(1.0), sleeper.some(1.0))
         assert by_key(rest[0] + rest[1]) == all_of([2])
 
     @needs("order_key")

@@ -165,7 +165,7 @@ class Sending:
         member = await bench.member()
         process = await bench.elsewhere()
         waiting = asyncio.create_task(member.take(1, ack=True))
-        await process.run(bench.send(process.adapter, bench.name(), ["1"]))
+        await process.send(Address(bench.name()), [text("1")])
         assert bodies(await waiting) == ["1"]
 
     async def test_twenty_channels_do_not_mix(self, bench: Bench) -> None:

@@ -1,0 +1,139 @@
+"""
+Isolation: what may have killed its process runs alone, with a crash mark standing meanwhile.
+
+A suspect is a delivery that arrived more often than its polite returns explain. It runs with nothing else of its group
+beside it, and only one suspect at a time runs in the process. Before it starts a mark is written beside it; every ending
+that the process survives takes the mark back. So only a message that really ends its process keeps its marks, and its
+neighbours, which came back with it, never do.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Literal
+
+from brokerkit.adapter import Marks
+from brokerkit.copies import mark_of
+from brokerkit.delivery import Delivery
+from brokerkit.errors import SettleError, Unavailable
+
+if TYPE_CHECKING:
+    from brokerkit.engine import Engine
+
+__all__ = ["Isolation", "Standing"]
+
+Standing = Literal["stands", "stale", "unavailable"]
+
+_log = logging.getLogger("brokerkit")
+_TRIES = 8
+_FIRST_BACKOFF = 0.02
+
+
+class Isolation:
+    """
+    The suspects of one engine.
+
+    gate: above zero, the engine's workers start nothing.
+    """
+
+    def __init__(self, engine: "Engine", alone: asyncio.Lock) -> None:
+        self.suspects: deque[Delivery] = deque()
+        self.gate = 0
+        self._engine = engine
+        self._alone = alone
+        self._task: asyncio.Task[None] | None = None
+        self._handling: asyncio.Task[None] | None = None
+        self._dismissed = False
+
+    def add(self, delivery: Delivery) -> None:
+        """Take a suspect; it runs when its turn has come."""
+        self.suspects.append(delivery)
+        if self._task is None:
+            self._begin()
+
+    def clear(self) -> None:
+        """Forget the suspects that have not started."""
+        self.suspects.clear()
+
+    def dismiss(self, stuck: set[int]) -> None:
+        """Stop; a handling whose task is among the stuck is left alone, for nobody can wait for it."""
+        self._dismissed = True
+        for task in (self._task, self._handling):
+            if task is not None and id(task) not in stuck:
+                task.cancel()
+
+    def _begin(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="brokerkit isolation")
+        self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._task = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.critical("isolation ended: %r", error, exc_info=error)
+        if self.suspects and not self._dismissed and not task.cancelled():
+            self._begin()
+
+    async def _run(self) -> None:
+        while self.suspects:
+            async with self._alone:
+                self.gate += 1
+                try:
+                    await self._engine.until_quiet()
+                    if self.suspects:
+                        await self._run_one(self.suspects.popleft())
+                finally:
+                    self.gate -= 1
+                    self._engine.wake_workers()
+
+    async def _run_one(self, delivery: Delivery) -> None:
+        """Handle one suspect in a task of its own, so that a cancellation it leaves behind ends with it."""
+
+        async def before() -> Standing:
+            return await _unbroken(self._mark(delivery, delivery.alone + 1))
+
+        async def after() -> Standing:
+            return await _unbroken(self._mark(delivery, delivery.alone))
+
+        self._handling = asyncio.create_task(self._engine.handle_alone(delivery, before, after))
+        await asyncio.wait([self._handling])
+        if not self._handling.cancelled() and (error := self._handling.exception()) is not None:
+            _log.critical("a suspect could not be handled: %r", error, exc_info=error)
+        self._handling = None
+
+    async def _mark(self, delivery: Delivery, alone: int) -> Standing:
+        """
+        Write a crash mark where the subscription keeps them.
+
+        What is `Unavailable` is tried again for some seconds: a mark that is not taken back would count against an innocent.
+        """
+        if not isinstance(delivery.subscription, Marks):
+            return "stands"
+        backoff = _FIRST_BACKOFF
+        for _ in range(_TRIES):
+            error = await self._write(delivery.subscription, delivery, mark_of(delivery, alone=alone))
+            if error is None:
+                return "stands"
+            if not error.retryable:
+                return "stale"
+            await asyncio.sleep(backoff)
+            backoff *= 2
+        _log.error("the crash mark of %r could not be written", delivery)
+        return "unavailable"
+
+    async def _write(self, subscription: Marks, delivery: Delivery, mark: bytes) -> SettleError | None:
+        try:
+            return (await subscription.mark([(delivery, mark)]))[0]
+        except Exception as error:  # noqa: BLE001 - any failure to write is a reason to try again
+            _log.warning("a crash mark could not be written: %r", error)
+            return Unavailable(repr(error))
+
+
+async def _unbroken(work: Coroutine[Any, Any, Standing]) -> Standing:
+    """Do it to the end even if cancelled meanwhile; the engine has set `delivery.stopped` by then and looks at that."""
+    task = asyncio.create_task(work)
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([task])
+    return task.result()

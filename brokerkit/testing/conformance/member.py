@@ -1,0 +1,100 @@
+"""
+A member of a group as the tests use it: waits are bounded, and what was lost is remembered.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from brokerkit.adapter import Adapter, Order, Start, Subscription
+from brokerkit.delivery import Delivery
+from brokerkit.message import Address
+from brokerkit.settlement import ACK
+
+__all__ = ["Member", "bodies", "join"]
+
+QUIET = 0.15
+"""Seconds in which nothing may come, where there is no event that says so."""
+
+
+def bodies(deliveries: Iterable[Delivery]) -> list[str]:
+    """Return the bodies as text, in order."""
+    return [delivery.message.body.decode() for delivery in deliveries]
+
+
+@dataclass(eq=False)
+class Member:
+    """A subscription, and what its adapter has said to have lost."""
+
+    subscription: Subscription
+    patience: float
+    lost: list[Delivery]
+    told: asyncio.Event
+
+    async def receive(self, limit: int = 100) -> Sequence[Delivery]:
+        """Receive once, within the patience."""
+        async with asyncio.timeout(self.patience):
+            return await self.subscription.receive(limit)
+
+    async def take(self, count: int, *, limit: int = 100, ack: bool = False) -> list[Delivery]:
+        """Receive exactly so many; with `ack`, settle each batch as it comes."""
+        taken: list[Delivery] = []
+        while len(taken) < count:
+            batch = await self.receive(min(limit, count - len(taken)))
+            assert batch, f"receive returned nothing on an open subscription, after {len(taken)} of {count}"
+            taken.extend(batch)
+            if ack:
+                await self.ack(batch)
+        return taken
+
+    async def ack(self, deliveries: Iterable[Delivery]) -> None:
+        """Ack, and see each confirmed."""
+        settled = [(delivery, ACK) for delivery in deliveries]
+        outcomes = await self.subscription.settle(settled)
+        assert list(outcomes) == [None] * len(settled)
+
+    async def until(self, body: str, *, ack: bool = True) -> list[Delivery]:
+        """Receive until this body has come, and return what came before it."""
+        before: list[Delivery] = []
+        while True:
+            (delivery,) = await self.take(1, ack=ack)
+            if delivery.message.body == body.encode():
+                return before
+            before.append(delivery)
+
+    async def some(self, seconds: float, *, limit: int = 100) -> list[Delivery]:
+        """Receive what comes within so many seconds."""
+        taken: list[Delivery] = []
+        end = asyncio.get_running_loop().time() + seconds
+        try:
+            async with asyncio.timeout_at(end):
+                while batch := await self.subscription.receive(limit):
+                    taken.extend(batch)
+        except TimeoutError:
+            pass
+        return taken
+
+    async def nothing(self, seconds: float = QUIET) -> None:
+        """See that nothing comes."""
+        assert bodies(await self.some(seconds)) == []
+
+    async def close(self) -> None:
+        """Close the subscription."""
+        async with asyncio.timeout(self.patience):
+            await self.subscription.close()
+
+
+async def join(
+    adapter: Adapter, at: Address, patience: float, order: Order = "none", start: Start = "earliest"
+) -> Member:
+    """Subscribe and remember what is lost."""
+    lost: list[Delivery] = []
+    told = asyncio.Event()
+
+    async def on_lost(deliveries: Sequence[Delivery], _seconds: float) -> None:
+        lost.extend(deliveries)
+        told.set()
+
+    async with asyncio.timeout(patience):
+        subscription = await adapter.subscribe(at, order=order, start=start, prefetch=100, on_lost=on_lost)
+    return Member(subscription, patience, lost, told)
