@@ -5,6 +5,7 @@ The bus: one broker, handlers on it, publishing to it.
 import asyncio
 import functools
 import logging
+import math
 import os
 import random
 import signal
@@ -38,6 +39,7 @@ Provisioning = Literal["create", "verify", "off"]
 
 _log = logging.getLogger("brokerkit")
 _LONGEST_BACKOFF = 5.0
+_ONE_REQUEST = 0.3
 _MEMORY = "memory://"
 
 
@@ -362,15 +364,24 @@ class Bus(Router):
         """
         Connect, consume until SIGTERM or SIGINT (or `stop()`), drain within `grace`, close.
 
-        A second signal cuts the grace to nothing.
+        A second signal, at least 0.3 s after the first, cuts the grace to nothing.
         """
         self._stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         signals = (
             (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
         )
+        asked = -math.inf
+
+        def on_signal() -> None:
+            # shells, `timeout` and process managers signal a process and its group: one request, two signals
+            nonlocal asked
+            if loop.time() - asked > _ONE_REQUEST:
+                self.stop()
+            asked = loop.time()
+
         for number in signals:
-            loop.add_signal_handler(number, self.stop)
+            loop.add_signal_handler(number, on_signal)
         try:
             if await self._connect_unless(self._stop):
                 try:

@@ -6,6 +6,7 @@ Nothing is ever imported or constructed by a name found in a message.
 """
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -17,6 +18,9 @@ from brokerkit.errors import DecodeError
 __all__ = ["Codec", "JsonCodec"]
 
 Decoder = Callable[[bytes], Any]
+
+_SHAPE = bytes.maketrans(b"123456789E", b"000000000e")
+_LONGEST_FLOAT = b"0" * 300
 
 
 class Codec(Protocol):
@@ -47,7 +51,7 @@ class JsonCodec:
     JSON by pydantic: models, dataclasses, typed dicts, containers and plain values; msgspec structs by msgspec.
 
     Guarantees that a value which JSON cannot express (NaN, infinity) is refused when writing and when reading,
-    and never silently turned into something else.
+    and never silently turned into something else; so is a number that would become infinity, such as `1e400`.
     """
 
     content_type = "application/json"
@@ -55,15 +59,15 @@ class JsonCodec:
     def encode(self, value: object) -> bytes:
         """Return compact JSON; `ValueError` for NaN and infinity, `TypeError` for what has no JSON form."""
         if _is_struct(type(value)):
-            import msgspec  # noqa: PLC0415 - optional, and there if somebody made a struct
-
-            return msgspec.json.encode(value)
+            return _write_struct(value)
         try:
-            written = _write(value)
+            written = pydantic_core.to_json(value, inf_nan_mode="constants")
+            # A model writes null for NaN; as a Python object the constant stays visible
+            shown = _shown(value) if b"null" in written else written
         except pydantic_core.PydanticSerializationError as error:
             raise TypeError(str(error)) from error
-        if b"NaN" in written or b"Infinity" in written:
-            json.loads(written, parse_constant=_refuse_constant)
+        if b"NaN" in shown or b"Infinity" in shown:
+            json.loads(shown, parse_constant=_refuse_constant)
         return written
 
     def decoder(self, model: Any) -> Decoder:
@@ -75,8 +79,8 @@ class JsonCodec:
         validate = pydantic.TypeAdapter(model).validator.validate_json
 
         def decode(data: bytes) -> Any:
-            if b"NaN" in data or b"Infinity" in data:
-                _check_constants(data)
+            if b"NaN" in data or b"Infinity" in data or _may_overflow(data):
+                _check_numbers(data)
             try:
                 return validate(data)
             except pydantic.ValidationError as error:
@@ -88,11 +92,18 @@ class JsonCodec:
         return decode
 
 
-def _write(value: object) -> bytes:
-    if isinstance(value, pydantic.BaseModel):
-        # model_dump_json would write null for NaN; by way of Python objects the constant stays visible
-        value = value.model_dump(mode="python", by_alias=True)
-    return pydantic_core.to_json(value, inf_nan_mode="constants")
+def _shown(value: object) -> bytes:
+    plain = pydantic_core.to_jsonable_python(value, inf_nan_mode="constants")
+    return pydantic_core.to_json(plain, inf_nan_mode="constants")
+
+
+def _write_struct(value: object) -> bytes:
+    import msgspec  # noqa: PLC0415 - optional, and there if somebody made a struct
+
+    written = msgspec.json.encode(value)
+    if b"null" in written:  # which msgspec writes for NaN, too
+        json.dumps(msgspec.to_builtins(value, str_keys=True), allow_nan=False)
+    return written
 
 
 def _same(data: bytes) -> bytes:
@@ -104,9 +115,23 @@ def _refuse_constant(name: str) -> object:
     raise ValueError(message)
 
 
-def _check_constants(data: bytes) -> None:
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        message = f"{text[:40]} is beyond the range of a float"
+        raise ValueError(message)
+    return number
+
+
+def _may_overflow(data: bytes) -> bool:
+    """Say whether a number in the text may be too large for a float; cheap, and wrong on the safe side only."""
+    shape = data.translate(_SHAPE)
+    return b"0e000" in shape or b"0e+000" in shape or _LONGEST_FLOAT in shape
+
+
+def _check_numbers(data: bytes) -> None:
     try:
-        json.loads(data, parse_constant=_refuse_constant)
+        json.loads(data, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise DecodeError(str(error)) from error
 

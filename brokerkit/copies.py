@@ -19,11 +19,13 @@ from brokerkit.story import decode_story, encode_story
 
 __all__ = [
     "OURS",
+    "STORY_ROOM",
     "VERSION",
     "Mark",
     "TooNew",
     "copy_id",
     "dead_copy",
+    "is_foreign",
     "mark_of",
     "read_delivery",
     "redrive_copy",
@@ -45,7 +47,8 @@ OURS = frozenset(
         "bk-story",
     }
 )
-_FOREIGN = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count", "nats-")
+_FOREIGN = frozenset({"x-death", "x-delivery-count", "x-acquired-count"})
+_FOREIGN_PREFIXES = ("x-first-death-", "x-last-death-", "nats-")
 _MOST = 1_000_000
 _DIGITS = 18
 STORY_ROOM = 8 * 1024
@@ -91,9 +94,8 @@ def read_delivery(delivery: Delivery, now: float) -> None:
     delivery.run = delivery.hop = delivery.alone = 0
     delivery.first = now
     delivery.due = 0.0
-    if delivery.address.place is None:
-        delivery.story = []
-    else:
+    delivery.story = []
+    if delivery.address.place is not None:
         delivery.believe(_read_copy(delivery, now))
     if delivery.mark is not None:
         _read_mark(delivery)
@@ -111,13 +113,13 @@ def _read_copy(delivery: Delivery, now: float) -> str | None:
     delivery.first = min(_number(ours.get("bk-first"), int(now * 1000)) / 1000, now)
     delivery.story = decode_story(ours.get("bk-story"))
     origin = ours.get("bk-origin")
-    return origin if isinstance(origin, str) and origin else None
+    return (origin.decode(errors="replace") if isinstance(origin, bytes) else origin) or None
 
 
 def _read_mark(delivery: Delivery) -> None:
     try:
         fields = json.loads(delivery.mark or b"")
-    except ValueError:
+    except (ValueError, RecursionError):
         return
     if not isinstance(fields, dict):
         return
@@ -165,17 +167,17 @@ def dead_copy(delivery: Delivery, *, room: int = STORY_ROOM) -> Message:
 
 
 def redrive_copy(delivery: Delivery) -> Message:
-    """Return the copy that goes back to the group that failed: attempt 1 again, one run on, story kept."""
-    first = delivery.first
-    try:
-        delivery.first = 0.0
-        return _copy(delivery, stage="redrive", attempt=1, run=delivery.run + 1, room=STORY_ROOM)
-    finally:
-        delivery.first = first
+    """
+    Return the copy that goes back to the group that failed: attempt 1 again, one run on, id and story kept.
+
+    First arrival, crash marks and hops begin again, else what a limit had ended could never be handled again.
+    """
+    return _copy(delivery, stage="redrive", attempt=1, run=delivery.run + 1, room=STORY_ROOM)
 
 
 def _copy(delivery: Delivery, *, stage: str, attempt: int, run: int, room: int) -> Message:
-    hop = delivery.hop + 1
+    fresh = run != delivery.run
+    hop = 1 if fresh else delivery.hop + 1
     ours: list[Header] = [
         ("bk-v", str(VERSION)),
         ("bk-attempt", str(attempt)),
@@ -183,9 +185,9 @@ def _copy(delivery: Delivery, *, stage: str, attempt: int, run: int, room: int) 
         ("bk-hop", str(hop)),
         ("bk-group", delivery.group),
     ]
-    if delivery.first:
+    if not fresh:
         ours.append(("bk-first", str(int(delivery.first * 1000))))
-    if delivery.alone:
+    if delivery.alone and not fresh:
         ours.append(("bk-alone", str(delivery.alone)))
     if delivery.event.derived:
         ours.append(("bk-origin", delivery.event.id))
@@ -199,10 +201,14 @@ def _copy(delivery: Delivery, *, stage: str, attempt: int, run: int, room: int) 
 
 def _travelling(message: Message) -> tuple[Header, ...]:
     return tuple(
-        (name, value)
-        for name, value in message.headers
-        if name not in OURS and not name.lower().startswith(_FOREIGN)
+        (name, value) for name, value in message.headers if name.lower() not in OURS and not is_foreign(name)
     )
+
+
+def is_foreign(name: str) -> bool:
+    """Say whether a header is a broker's own: it would act on whoever sends it on."""
+    lowered = name.lower()
+    return lowered in _FOREIGN or lowered.startswith(_FOREIGN_PREFIXES)
 
 
 def copy_id(delivery: Delivery, *, stage: str, attempt: int, run: int, hop: int) -> str:
@@ -221,4 +227,9 @@ def copy_id(delivery: Delivery, *, stage: str, attempt: int, run: int, hop: int)
         str(attempt),
         str(hop),
     )
-    return hashlib.blake2b("\x1f".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        # with its length: whatever a stranger's id holds, no two lists of parts are written alike
+        encoded = part.encode("utf-8", "surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "big") + encoded)
+    return digest.hexdigest()

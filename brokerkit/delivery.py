@@ -121,7 +121,7 @@ class Delivery:
         """Read the envelope, once; never raises."""
         event = self._event
         if event is None:
-            event = self._event = open_event(self.message, self._identity())
+            event = self._event = open_event(self.message, self._identity)
         return event
 
     @event.setter

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
 from brokerkit.codec import Codec
+from brokerkit.context import absorb_cancellation
 from brokerkit.delivery import Delivery
 from brokerkit.errors import (
     ConfigurationError,
@@ -34,6 +35,9 @@ __all__ = ["Endpoint", "State"]
 T = TypeVar("T")
 Argument = Callable[[Delivery], Any]
 Flush = Callable[[Delivery], Awaitable[None]]
+
+
+_Kind = inspect.Parameter
 
 
 class _StateMarker:
@@ -61,21 +65,29 @@ class Endpoint:
     states: dict[str, Any] = field(default_factory=dict)
     provided: dict[str, type[Any]] = field(default_factory=dict)
     _roles: list[tuple[str, str]] = field(default_factory=list)
+    _positional: int = 0
 
     @classmethod
     def inspect(cls, function: Callable[..., Any], patterns: Sequence[Pattern]) -> "Endpoint":
         """
         Resolve a function's parameters.
 
-        Raises `SignatureError` that names handler and parameter: no annotation, more than one payload, `*args`, an
-        async generator, or an annotation that cannot be resolved.
+        A function is anything that can be called: `async def`, `def`, a method, an object with `__call__`, a
+        `functools.partial`, whose keywords are left as they are. A parameter with a default that would be another
+        payload is the function's own: it is left alone.
+
+        Raises `SignatureError` that names handler and parameter: no annotation, more than one payload, a payload with a
+        default, `*args`, a generator, or an annotation that cannot be resolved.
         """
-        name = f"{function.__module__}.{getattr(function, '__qualname__', repr(function))}"
-        if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        target = _target(function)
+        name = f"{target.__module__}.{target.__qualname__}"
+        if inspect.isasyncgenfunction(target) or inspect.isgeneratorfunction(target):
             message = f"handler {name} is a generator; a handler returns None or a settlement"
             raise SignatureError(message)
-        call = function if inspect.isroutine(function) else type(function).__call__
-        blocking = not inspect.iscoroutinefunction(call)
+        blocking = not inspect.iscoroutinefunction(target)
+        if blocking and inspect.iscoroutinefunction(inspect.unwrap(target)):
+            message = f"handler {name} is an 'async def' inside a plain function; make what wraps it async"
+            raise SignatureError(message)
         endpoint = cls(function=function, name=name, model=None, blocking=blocking)
         endpoint._resolve(patterns)
         return endpoint
@@ -86,21 +98,44 @@ class Endpoint:
             if isinstance(pattern, Provides):
                 provided.update(pattern.provides)
         hints = self._hints()
-        for parameter in inspect.signature(self.function).parameters.values():
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                self._refuse(parameter.name, "takes any arguments; name them")
-            if parameter.name not in hints:
-                self._refuse(
-                    parameter.name,
-                    "has no annotation; annotate it with the payload model, Event[...] or Delivery",
-                )
-            self._roles.append((parameter.name, self._role(parameter.name, hints[parameter.name], provided)))
+        own: list[str] = []
+        in_order = True
+        for parameter in _parameters(self.function):
+            role = self._role_of(parameter, hints, provided)
+            if role is None:
+                own.append(parameter.name)
+                in_order = False
+                continue
+            in_order = in_order and parameter.kind is not _Kind.KEYWORD_ONLY
+            self._positional += in_order
+            self._roles.append((parameter.name, role))
+        if own and self.model is None:
+            self._refuse(own[0], "has a default and would never be filled; take the default away")
+
+    def _role_of(
+        self, parameter: inspect.Parameter, hints: Mapping[str, Any], provided: Mapping[type[Any], str]
+    ) -> str | None:
+        """Return what a parameter is filled with, or None if it has a default and is the function's own."""
+        if parameter.kind in (_Kind.VAR_POSITIONAL, _Kind.VAR_KEYWORD):
+            self._refuse(parameter.name, "takes any arguments; name them")
+        has_default = parameter.default is not _Kind.empty
+        hint = hints.get(parameter.name, _Kind.empty)
+        role = None if hint is _Kind.empty else self._role(parameter.name, hint, provided)
+        if role is None and not has_default:
+            self._refuse(
+                parameter.name,
+                "has no annotation; annotate it with the payload model, Event[...] or Delivery",
+            )
+        if role == "data":
+            if has_default:
+                return None
+            self._take_model(parameter.name, hint)
+        return role
 
     def _hints(self) -> dict[str, Any]:
-        target: Any = self.function if inspect.isroutine(self.function) else type(self.function).__call__
         try:
-            return typing.get_type_hints(target, include_extras=True)
-        except (NameError, TypeError) as error:
+            return typing.get_type_hints(_target(self.function), include_extras=True)
+        except Exception as error:
             message = (
                 f"handler {self.name}: an annotation cannot be resolved ({error}); import it at run time"
             )
@@ -112,19 +147,18 @@ class Endpoint:
         if isinstance(hint, type) and hint in provided:
             self.provided[name] = hint
             return f"extra:{provided[hint]}"
-        if typing.get_origin(hint) is Annotated and _STATE in hint.__metadata__:
+        if typing.get_origin(hint) is Annotated and any(mark is _STATE for mark in hint.__metadata__):
             self.states[name] = typing.get_args(hint)[0]
             return f"state:{name}"
         if hint is Event or typing.get_origin(hint) is Event:
             self._take_model(name, (typing.get_args(hint) or (bytes,))[0])
             return "event"
-        self._take_model(name, hint)
         return "data"
 
     def _take_model(self, name: str, model: Any) -> None:
         if isinstance(model, TypeVar):
             self._refuse(name, "has a type variable; name the model")
-        if self.model is not None and self.model is not model:
+        if self.model is not None and self.model != model:
             self._refuse(name, f"is a second payload beside {_shown(self.model)}; a handler takes one")
         self.model = model
 
@@ -143,8 +177,8 @@ class Endpoint:
         """Return the handler that decodes, calls, sends what was published meanwhile, and settles."""
         decode = self._decoder(codec)
         arguments = [self._argument(role, decode, state) for _, role in self._roles]
-        names = [name for name, _ in self._roles]
-        positional = self._positional(names)
+        positional = self._positional
+        names = [name for name, _ in self._roles[positional:]]
         call = _in_thread(self.function, executor) if self.blocking else self.function
 
         async def endpoint(delivery: Delivery) -> Settlement:
@@ -152,38 +186,63 @@ class Endpoint:
                 delivery.extra.pop("outputs", None)
                 delivery.extra.pop("ordinals", None)
             values = [argument(delivery) for argument in arguments]
+            delivery.handling = True
             try:
-                if positional:
-                    result = await call(*values)
+                if names:
+                    named = dict(zip(names, values[positional:], strict=True))
+                    result = await call(*values[:positional], **named)
                 else:
-                    result = await call(**dict(zip(names, values, strict=True)))
-            except Settle as settle:
-                result = settle.settlement
-            except asyncio.CancelledError as error:
-                if delivery.stopped is not None:
-                    raise
-                _clear_cancellation()
-                message = f"handler {self.name} was cancelled, and not by brokerkit"
-                raise HandlerCancelled(message) from error
-            except (SystemExit, GeneratorExit) as error:
-                if delivery.stopped is not None:
-                    raise
-                message = f"handler {self.name} raised {type(error).__name__}"
-                raise HandlerCancelled(message) from error
+                    result = await call(*values)
+            except Exception:
+                raise
+            except BaseException as error:  # noqa: BLE001 - sorted out in _ended
+                result = await self._ended(delivery, error)
+            finally:
+                delivery.handling = False
+            task = asyncio.current_task()
+            if task is not None and task.cancelling() and delivery.stopped is None:
+                await _absorb(delivery, task)
             if result is None or type(result) is Ack:
                 if delivery.extra is not None and "outputs" in delivery.extra:
                     await flush(delivery)
                 return ACK
             if isinstance(result, Retry | DeadLetter):
                 return result
-            message = f"handler {self.name} returned {type(result).__name__}; return None or a settlement"
-            raise HandlerResultError(message)
+            raise self._wrong(result)
 
         return endpoint
 
-    def _positional(self, names: Sequence[str]) -> bool:
-        parameters = inspect.signature(self.function).parameters
-        return all(parameters[name].kind is not inspect.Parameter.KEYWORD_ONLY for name in names)
+    async def _ended(self, delivery: Delivery, error: BaseException) -> Settlement:
+        """
+        Sort out what is no `Exception`: a settlement that was raised, a stop, or a failed handling like others.
+
+        A handler that ends itself by `SystemExit`, a cancellation of its own or a panic of a library in Rust must count
+        as failed, or its message would come back uncounted and for ever.
+        """
+        if isinstance(error, Settle):
+            return error.settlement
+        if isinstance(error, BaseExceptionGroup) and (settlement := _settled_in(error)) is not None:
+            return settlement
+        if isinstance(error, KeyboardInterrupt | GeneratorExit) or delivery.stopped is not None:
+            raise error
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            await _absorb(delivery, task)
+        how = (
+            "was cancelled, and not by brokerkit"
+            if isinstance(error, asyncio.CancelledError)
+            else f"raised {type(error).__name__}"
+        )
+        message = f"handler {self.name} {how}"
+        raise HandlerCancelled(message) from error
+
+    def _wrong(self, result: object) -> HandlerResultError:
+        advice = "return None or a settlement"
+        if inspect.iscoroutine(result):
+            result.close()
+            advice = "await it"
+        message = f"handler {self.name} returned {type(result).__name__}; {advice}"
+        return HandlerResultError(message)
 
     def _decoder(self, codec: Codec) -> Callable[[bytes], Any]:
         if self.model is None:
@@ -204,7 +263,7 @@ class Endpoint:
             return functools.partial(_state, state, name)
         if kind == "event":
             return functools.partial(_event, decode)
-        return functools.partial(_payload, decode)
+        return _payload(decode)
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise `ConfigurationError` for a parameter that the lifespan did not fill, or filled with another class."""
@@ -212,7 +271,7 @@ class Endpoint:
             if name not in state:
                 message = f"handler {self.name}: nothing to give for {name!r}; the lifespan yielded {sorted(state) or 'nothing'}"
                 raise ConfigurationError(message)
-            if isinstance(wanted, type) and not isinstance(state[name], wanted):
+            if not _is_a(state[name], wanted):
                 message = (
                     f"handler {self.name}: {name!r} is {type(state[name]).__name__}, not {wanted.__name__}"
                 )
@@ -223,19 +282,46 @@ def type_of(model: Any) -> str | None:
     """
     Return the event type of a model: `OrderPlaced` is `order.placed`, whatever module it lives in.
 
-    None for plain types (dict, bytes, str, ...), generics and unions: they stand for no type of event.
+    An acronym is one word (`HTTPError` is `http.error`), digits belong to the word before them (`OrderV2` is `order.v2`),
+    and what fills a generic model plays no part (`Page[Order]` is `page`). None for plain types (dict, bytes, str, ...),
+    aliases such as `list[Order]` and unions: they stand for no type of event.
     """
     if not isinstance(model, type) or model.__module__ == "builtins" or isinstance(model, types.GenericAlias):
         return None
-    words: list[str] = []
-    for character in model.__name__.partition("[")[0]:
-        if character.isupper() and (not words or not words[-1][-1].isupper()):
-            words.append(character)
-        elif words:
-            words[-1] += character
-        else:
-            words.append(character)
-    return ".".join(word.strip("_").lower() for word in words if word.strip("_"))
+    name = model.__name__.partition("[")[0]
+    words = [""]
+    for at, character in enumerate(name):
+        if character.isupper() and not (name[:at][-1:].isupper() and not name[at + 1 : at + 2].islower()):
+            words.append("")
+        words[-1] += character
+    return ".".join(word.strip("_").lower() for word in words if word.strip("_")) or None
+
+
+def _target(function: Any) -> Any:
+    """Return what has the annotations and is async or not: the function itself, below partials, or an object's call."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if inspect.isroutine(function):
+        return function
+    if isinstance(function, type) or not callable(function):
+        message = f"{function!r} is no handler; give a function, a method or an object that can be called"
+        raise SignatureError(message)
+    return type(function).__call__
+
+
+def _parameters(function: Any) -> list[inspect.Parameter]:
+    """Return the parameters that are left to fill, less what a partial gives by keyword."""
+    given = set(function.keywords) if isinstance(function, functools.partial) else set[str]()
+    parameters = inspect.signature(function).parameters.values()
+    return [parameter for parameter in parameters if parameter.name not in given]
+
+
+def _is_a(value: object, wanted: Any) -> bool:
+    """Say whether a value is of a class; what cannot be asked (a plain protocol, a generic) is believed."""
+    try:
+        return not isinstance(wanted, type) or isinstance(value, wanted)
+    except TypeError:
+        return True
 
 
 def _shown(model: Any) -> str:
@@ -254,8 +340,12 @@ def _state(state: Mapping[str, Any], name: str, _: Delivery) -> Any:
     return state[name]
 
 
-def _payload(decode: Callable[[bytes], Any], delivery: Delivery) -> Any:
-    return decode(_readable(delivery).data)
+def _payload(decode: Callable[[bytes], Any]) -> Argument:
+    def payload(delivery: Delivery) -> Any:
+        event = delivery.event
+        return decode(event.data if event.error is None else _readable(delivery).data)
+
+    return payload
 
 
 def _event(decode: Callable[[bytes], Any], delivery: Delivery) -> Event[Any]:
@@ -270,10 +360,25 @@ def _readable(delivery: Delivery) -> Event[bytes]:
     return event
 
 
-def _clear_cancellation() -> None:
-    task = asyncio.current_task()
-    while task is not None and task.cancelling():
-        task.uncancel()
+async def _absorb(delivery: Delivery, task: asyncio.Task[Any]) -> None:
+    """
+    Take back a cancellation that a handler has left behind; it would hit the commit or the send that comes next.
+
+    Raises `CancelledError` if brokerkit has asked for a stop meanwhile: that one is not the handler's.
+    """
+    await absorb_cancellation(task)
+    if delivery.stopped is not None:
+        raise asyncio.CancelledError
+
+
+def _settled_in(group: BaseExceptionGroup[BaseException]) -> Settlement | None:
+    """Return the settlement that one task of a `TaskGroup` has raised, if that is all the group holds."""
+    (first, *others) = group.exceptions
+    if others:
+        return None
+    if isinstance(first, BaseExceptionGroup):
+        return _settled_in(first)
+    return first.settlement if isinstance(first, Settle) else None
 
 
 def _in_thread(
@@ -288,7 +393,7 @@ def _in_thread(
 
     async def call(*args: Any, **kwargs: Any) -> Any:
         context = copy_context()
-        work = functools.partial(context.run, function, *args, **kwargs)
+        work = functools.partial(context.run, _called, function, args, kwargs)
         future = asyncio.get_running_loop().run_in_executor(executor(), work)
         cancelled: asyncio.CancelledError | None = None
         while not future.done():
@@ -302,3 +407,12 @@ def _in_thread(
         return future.result()
 
     return call
+
+
+def _called(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    try:
+        return function(*args, **kwargs)
+    except StopIteration as error:
+        # no future can carry it: the handler would never be seen to end
+        message = "the handler raised StopIteration"
+        raise RuntimeError(message) from error

@@ -554,14 +554,16 @@ class Engine:
     async def _outcome_alone(
         self, delivery: Delivery, standing: Standing, task: asyncio.Task[Any]
     ) -> Settlement | None:
-        if standing == "stale" or delivery.stopped is not None or self._stopping:
+        if standing == "stale" or self._stopping:
+            delivery.stopped = delivery.stopped or ("lost" if standing == "stale" else "drain")
+        if delivery.stopped is not None:
             return None
         if standing == "unavailable":
             return Retry(after=_MISHAP, reason="unmarked", counts=False)
         return await self._outcome(delivery, self._begin(delivery), task)
 
     def _close(self, delivery: Delivery, settlement: Settlement | None) -> None:
-        if settlement is None or delivery.stopped is not None:
+        if delivery.stopped is not None:
             self._gone(delivery)
         else:
             self._conclude(delivery, settlement)
@@ -577,7 +579,9 @@ class Engine:
             return error.settlement
         if isinstance(error, KeyboardInterrupt):
             raise error
-        if delivery.stopped is not None or (isinstance(error, asyncio.CancelledError) and self._leaving()):
+        if isinstance(error, asyncio.CancelledError) and self._leaving():
+            delivery.stopped = delivery.stopped or "cancelled"
+        if delivery.stopped is not None:
             return None
         return self._mishap(delivery, f"raised {type(error).__name__}: {error}", error)
 
@@ -589,7 +593,7 @@ class Engine:
 
     # -- endings
 
-    def _conclude(self, delivery: Delivery, settlement: Settlement) -> None:
+    def _conclude(self, delivery: Delivery, settlement: Settlement | None) -> None:
         """Hand a settlement on, and let the next of the key go where it may."""
         key_ordered = self.settings.order == "key"
         if type(settlement) is Ack:

@@ -12,8 +12,9 @@ Only the attributes are parsed here. The data stays a slice of bytes; the endpoi
 import base64
 import binascii
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, Literal
 from urllib.parse import quote, unquote
 
@@ -31,7 +32,11 @@ _OPTIONAL = ("subject", "time", "datacontenttype", "dataschema")
 _MEMBERS = frozenset({"specversion", "data", "data_base64", *_REQUIRED, *_OPTIONAL})
 _SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in ' "%')
 _decoder = json.JSONDecoder()
+_scan: Callable[[str, int], tuple[Any, int]] = _decoder.scan_once  # type: ignore[attr-defined] # untyped, not private
 _DATA = b',"data":'
+
+
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class _Unreadable(ValueError):
@@ -93,15 +98,17 @@ def _is_json(content_type: str | None) -> bool:
     return essence.endswith(("/json", "+json"))
 
 
-def open_event(message: Message, stranger: tuple[str, str]) -> Event[bytes]:
+def open_event(message: Message, stranger: Callable[[], tuple[str, str]]) -> Event[bytes]:
     """
     Read the event of a message; never raises.
 
-    What cannot be read becomes an event with `error` set and the body as its data. `stranger` is the (source, id) of a
-    message that is no CloudEvent or cannot be read as one.
+    What cannot be read becomes an event with `error` set and the body as its data. `stranger` gives the (source, id)
+    of a message that is no CloudEvent or cannot be read as one.
     """
+    content_type = message.content_type
     try:
-        content_type = message.content_type
+        if content_type == STRUCTURED:
+            return _event(*_split(message.body))
         if content_type is not None and content_type[:23].lower() == "application/cloudevents":
             return _read_structured(message)
         if any(_specversion(name) for name, _ in message.headers):
@@ -118,8 +125,7 @@ def _read_structured(message: Message) -> Event[bytes]:
     if content_type != STRUCTURED:
         reason = f"content type {content_type!r}: only the JSON format of single events is read"
         raise _Unreadable(reason)
-    members, data = _split(message.body)
-    return _event(members, data)
+    return _event(*_split(message.body))
 
 
 def _split(body: bytes) -> tuple[dict[str, Any], bytes]:
@@ -130,25 +136,23 @@ def _split(body: bytes) -> tuple[dict[str, Any], bytes]:
     proves that the search hit the top level; a quote inside a text would be escaped and cannot match.
     """
     at = body.find(_DATA)
-    if at > 0 and body.endswith(b"}"):
+    if at > 0 and body[-1:] == b"}" and body[:1] == b"{":
         data = body[at + len(_DATA) : -1]
         try:
-            members = json.loads(body[:at] + b"}")
-        except ValueError:
+            head = body[:at].decode() + "}"
+            members, end = _scan(head, 0)
+            if end == len(head) and (b'"' not in data or _is_one_value(data)):
+                return members, data
+        except (ValueError, StopIteration):
             return _walk(body)
-        if b'"' not in data or _is_one_value(data):
-            return members, data
     return _walk(body)
 
 
 def _is_one_value(data: bytes) -> bool:
-    """Say whether a slice is one JSON value; cheap for the object or list that data mostly is."""
-    try:
-        text = data.decode()
-        _, end = _decoder.raw_decode(text)
-    except ValueError:
-        return False
-    return not text[end:].strip()
+    """Say whether a slice is one JSON value and nothing behind it."""
+    text = data.decode()
+    _, end = _scan(text, 0)
+    return end == len(text)
 
 
 def _walk(body: bytes) -> tuple[dict[str, Any], bytes]:
@@ -194,25 +198,30 @@ def _event(members: dict[str, Any], data: bytes) -> Event[bytes]:
     if members.get("specversion") != "1.0":
         reason = f"specversion {members.get('specversion')!r} is not 1.0"
         raise _Unreadable(reason)
-    for name in _REQUIRED:
-        value = members.get(name)
-        if not isinstance(value, str) or not value:
+    take = members.get
+    required = take("id"), take("source"), take("type")
+    optional = take("subject"), take("time"), take("datacontenttype"), take("dataschema")
+    for name, value in zip(_REQUIRED, required, strict=True):
+        if type(value) is not str or not value:
             reason = f"required attribute {name!r} is missing or empty"
             raise _Unreadable(reason)
-    for name in _OPTIONAL:
-        if not isinstance(members.get(name, ""), str | None):
+    for name, value in zip(_OPTIONAL, optional, strict=True):
+        if value is not None and type(value) is not str:
             reason = f"attribute {name!r} is not text"
             raise _Unreadable(reason)
+    content_type = optional[2]
+    if "data_base64" in members or not (content_type is None or content_type == "application/json"):
+        data = _data(members, data)
     return Event(
         id=members["id"],
         source=members["source"],
         type=members["type"],
-        subject=members.get("subject"),
-        time=members.get("time"),
-        datacontenttype=members.get("datacontenttype"),
-        dataschema=members.get("dataschema"),
-        extensions=_extensions(members),
-        data=_data(members, data),
+        subject=optional[0],
+        time=optional[1],
+        datacontenttype=content_type,
+        dataschema=optional[3],
+        extensions=_NONE if members.keys() <= _MEMBERS else _extensions(members),
+        data=data,
     )
 
 
@@ -268,8 +277,10 @@ def _read_binary(message: Message) -> Event[bytes]:
     return event.with_data(message.body)
 
 
-def _plain(message: Message, stranger: tuple[str, str], error: str | None = None) -> Event[bytes]:
-    source, identity = stranger
+def _plain(
+    message: Message, stranger: Callable[[], tuple[str, str]], error: str | None = None
+) -> Event[bytes]:
+    source, identity = stranger()
     return Event(
         id=identity,
         source=source,

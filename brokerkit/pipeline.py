@@ -24,6 +24,8 @@ __all__ = [
     "Place",
     "Provides",
     "check_chain",
+    "placed",
+    "with_default",
     "wrap",
 ]
 
@@ -141,12 +143,18 @@ def _check_pair(outer: str, inner: str, handler: str) -> None:
 
 def with_default(patterns: Sequence[Pattern], kind: str, make: Callable[[], Pattern]) -> list[Pattern]:
     """Return the chain with a pattern of that kind put where it belongs, if it has none."""
-    kinds = [getattr(pattern, "kind", None) for pattern in patterns]
-    if kind in kinds:
+    if any(getattr(pattern, "kind", None) == kind for pattern in patterns):
         return list(patterns)
-    inner = set(KINDS[KINDS.index(kind) + 1 :])
-    at = next((index for index, have in enumerate(kinds) if have in inner), len(kinds))
-    return [*patterns[:at], make(), *patterns[at:]]
+    return placed(patterns, kind, make())
+
+
+def placed(patterns: Sequence[Pattern], kind: str, pattern: Pattern) -> list[Pattern]:
+    """Return the chain with a pattern of that kind put where it belongs, inside those of its own kind."""
+    inner = KINDS[KINDS.index(kind) + 1 :]
+    at = next(
+        (index for index, have in enumerate(patterns) if getattr(have, "kind", None) in inner), len(patterns)
+    )
+    return [*patterns[:at], pattern, *patterns[at:]]
 
 
 def wrap(endpoint: Handler, patterns: Sequence[Pattern]) -> Handler:

@@ -6,7 +6,7 @@ A router holds handlers without a broker; a bus is a router that has one.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from typing import Any, Literal, TypeVar
 
@@ -17,7 +17,7 @@ from brokerkit.endpoint import Endpoint, Flush
 from brokerkit.engine import Settings
 from brokerkit.errors import ConfigurationError, Unsupported
 from brokerkit.names import check_name
-from brokerkit.pipeline import KINDS, Checks, Handler, Pattern, Place, check_chain, with_default, wrap
+from brokerkit.pipeline import KINDS, Checks, Handler, Pattern, Place, check_chain, placed, with_default, wrap
 from brokerkit.settlement import ACK, DeadLetter, Settlement
 
 __all__ = ["Consumption", "Router", "Subscriber"]
@@ -131,7 +131,7 @@ class Router:
 
     def include(self, router: "Router") -> None:
         """Take over the handlers of another router; this one's default patterns go around those that lack the kind."""
-        for subscriber in router.subscribers:
+        for subscriber in tuple(router.subscribers):
             added = subscriber.with_defaults(self.patterns)
             check_chain(added.patterns, added.endpoint.name)
             self._add(added)
@@ -173,10 +173,11 @@ def _settings(
 def _merged(defaults: Sequence[Pattern], own: Sequence[Pattern]) -> list[Pattern]:
     """Put defaults where they belong around a handler's own patterns; those without a kind go outermost."""
     chain = list(own)
+    kinds = {getattr(pattern, "kind", None) for pattern in own}
     for pattern in defaults:
         kind = getattr(pattern, "kind", None)
-        if kind in KINDS:
-            chain = with_default(chain, kind, lambda pattern=pattern: pattern)  # type: ignore[misc]
+        if kind in KINDS and kind not in kinds:
+            chain = placed(chain, kind, pattern)
     outer = [pattern for pattern in defaults if getattr(pattern, "kind", None) not in KINDS]
     return [*outer, *chain]
 
@@ -209,14 +210,14 @@ class Consumption:
         where = f"{first.channel}/{first.group}"
         for other in members[1:]:
             _check_same(where, first, other)
+        _check_names(where, members)
         if len(members) > 1:
             _check_types(where, members)
-        widest = max((member.settings for member in members), key=lambda settings: settings.concurrency)
         consumption = cls(
             channel=first.channel,
             group=first.group,
             subscribers=members,
-            settings=widest,
+            settings=_widest([member.settings for member in members]),
             ignore=frozenset().union(*(member.ignore for member in members)),
             unknown=first.unknown,
         )
@@ -300,9 +301,31 @@ def _check_same(where: str, first: Subscriber, other: Subscriber) -> None:
     ):
         message = f"{where}: {first.endpoint.name} and {other.endpoint.name} differ in order, start or unknown; make them equal"
         raise ConfigurationError(message)
-    if first.endpoint.name == other.endpoint.name:
-        message = f"{where}: {first.endpoint.name} is registered twice"
-        raise ConfigurationError(message)
+
+
+def _check_names(where: str, members: Sequence[Subscriber]) -> None:
+    """Refuse two handlers of one name: chains are kept by it, and one would get the other's messages."""
+    seen: set[str] = set()
+    for member in members:
+        name = member.endpoint.name
+        if name in seen:
+            message = (
+                f"{where}: {name} is registered twice; for another handler made by the same function, "
+                "give it a __qualname__ of its own"
+            )
+            raise ConfigurationError(message)
+        seen.add(name)
+
+
+def _widest(settings: Sequence[Settings]) -> Settings:
+    """Return what holds for a group of several handlers: of each figure the largest that one of them asks for."""
+    return replace(
+        settings[0],
+        concurrency=max(each.concurrency for each in settings),
+        prefetch=max(each.prefetch for each in settings),
+        hold_limit=max(each.hold_limit for each in settings),
+        max_hold=max(each.max_hold for each in settings),
+    )
 
 
 def _check_types(where: str, members: Sequence[Subscriber]) -> None:

@@ -57,7 +57,11 @@ class Failure:
 def _short(text: str) -> str:
     """Clean and cut one text; far beyond the cut first, so that a huge one costs little and no mask loses its end."""
     cleaned = clean(text[:_TRACEBACK])
-    return cleaned if len(cleaned) <= _MESSAGE else cleaned[: _MESSAGE - 1] + ("\n" if text.endswith("\n") else "…")
+    return (
+        cleaned
+        if len(cleaned) <= _MESSAGE
+        else cleaned[: _MESSAGE - 1] + ("\n" if text.endswith("\n") else "…")
+    )
 
 
 def clean(text: str) -> str:
@@ -94,7 +98,9 @@ def _plain(entry: dict[str, Any]) -> dict[str, Any]:
     return {
         str(name): value
         for name, value in entry.items()
-        if value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+        if value is None
+        or isinstance(value, str | int)
+        or (isinstance(value, float) and math.isfinite(value))
     }
 
 
@@ -117,7 +123,8 @@ def _sound(entry: dict[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in entry.items()
-        if not (name in _NUMBERS and type(value) is not int) and not (name == "trace" and not isinstance(value, str))
+        if not (name in _NUMBERS and type(value) is not int)
+        and not (name == "trace" and not isinstance(value, str))
     }
 
 

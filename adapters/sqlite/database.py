@@ -239,7 +239,7 @@ class Database:
     def _fail(self, jobs: Sequence[Job[Any]], error: Exception) -> None:
         for job in jobs:
             if job.error is None:
-                job.error = meaning(error, self.path) if isinstance(error, sqlite3.Error | OSError) else error
+                job.error = meaning(error, self.path)
 
 
 def _is_busy(error: sqlite3.OperationalError) -> bool:

@@ -85,7 +85,12 @@ class Desk:
             tx.committed.append(lambda: self._keeper.add(local))
             return local
 
-        return await self._writer.write(work)
+        joining = self._writer.write(work)
+        try:
+            return await asyncio.shield(joining)
+        except asyncio.CancelledError:
+            joining.add_done_callback(_let_go)
+            raise
 
     async def claim(self, local: Local, limit: int) -> Claim:
         """Hand out at most `limit` messages."""
@@ -155,3 +160,9 @@ def _life(tx: Transaction, writer: Writer, member: int) -> FileLock:
     tx.undone.append(life.close)
     tx.undone.append(lambda: path.unlink(missing_ok=True))
     return life
+
+
+def _let_go(joining: "asyncio.Future[Local]") -> None:
+    """Let the keeper take out a member that nobody waits for any more."""
+    if not joining.cancelled() and joining.exception() is None:
+        joining.result().leaving = True

@@ -8,23 +8,29 @@ from brokerkit.errors import BrokerkitError, ConfigurationError, ConnectionLost,
 
 __all__ = ["at_commit", "meaning"]
 
+_OURS = (sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
+"""What only a mistake in this package can cause."""
+
 _PRIMARY = 0xFF  # an extended code has its primary code in the low byte
 
 
-def meaning(error: sqlite3.Error | OSError, path: object) -> BrokerkitError:
+def meaning(error: Exception, path: object) -> Exception:
     """
     Return the error to raise, with the client's own as its cause.
 
     `ConfigurationError` for a file that is no database of ours or is damaged, `Unauthorised` where rights are
-    missing, else `ConnectionLost`: full disk, input or output errors, a file that is locked for too long.
+    missing, else `ConnectionLost`: full disk, input or output errors, a file that is locked for too long. What
+    is no trouble with the file, or is a mistake of our own, is returned unchanged.
     """
+    if not isinstance(error, sqlite3.Error | OSError) or isinstance(error, _OURS):
+        return error
     found = _classify(error)
     found.add_note(f"database file: {path}")
     found.__cause__ = error
     return found
 
 
-def at_commit(error: sqlite3.Error, path: object) -> BrokerkitError:
+def at_commit(error: sqlite3.Error, path: object) -> Exception:
     """
     Return the error to raise when COMMIT itself failed.
 

@@ -154,14 +154,14 @@ def _take_new(taker: Taker, slots: set[int], held: set[bytes]) -> bool:
         + f" WHERE m.channel = ? AND m.place = 0 AND m.seq BETWEEN ? AND ? AND m.slot IN ({listed}) ORDER BY m.seq",
         (place.id, place.channel, first, horizon),
     )
-    reached = _take_or_park(taker, found, held, horizon)
-    if reached < horizon or reached - start > _LATE or taker.rows:
+    reached, moved = _take_or_park(taker, found, held, horizon)
+    if moved or reached - start > _LATE:
         _move(tx, place, listed, reached + 1)
     return reached >= int(last)
 
 
-def _take_or_park(taker: Taker, found: sqlite3.Cursor, held: set[bytes], horizon: int) -> int:
-    """Hand out what is free and park what is held back; return the sequence number up to which all is done."""
+def _take_or_park(taker: Taker, found: sqlite3.Cursor, held: set[bytes], horizon: int) -> tuple[int, bool]:
+    """Hand out what is free, park what is held back; return up to where, and whether there was anything."""
     new: list[tuple[object, ...]] = []
     reached = horizon
     for values in found:
@@ -176,7 +176,7 @@ def _take_or_park(taker: Taker, found: sqlite3.Cursor, held: set[bytes], horizon
             break
     found.close()
     insert(taker.tx, PENDING, new)
-    return reached
+    return reached, bool(new)
 
 
 def _first(tx: Transaction, place: Place, start: int) -> int | None:

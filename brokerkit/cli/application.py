@@ -8,6 +8,7 @@ import pkgutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
@@ -48,7 +49,7 @@ def _check_spelling(target: str, name: str) -> None:
         raise click.UsageError(message, _here())
 
 
-def _import(name: str, app_dir: Path) -> Any:
+def _import(name: str, app_dir: Path) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -84,8 +85,8 @@ def _modules(app_dir: Path) -> list[str]:
     return [module.name for module in pkgutil.iter_modules([str(app_dir)])]
 
 
-def _attribute(module: Any, name: str, attribute: str) -> Any:
-    found = module
+def _attribute(module: ModuleType, name: str, attribute: str) -> Any:
+    found: Any = module
     for part in attribute.split("."):
         if not hasattr(found, part):
             message = f"module {name!r} has no {attribute!r}{_buses(module, name, attribute)}"
@@ -94,12 +95,12 @@ def _attribute(module: Any, name: str, attribute: str) -> Any:
     return found
 
 
-def _buses(module: Any, name: str, wanted: str) -> str:
+def _buses(module: ModuleType, name: str, wanted: str) -> str:
     """Return `; did you mean app:bus?` for the bus that the module has, else for the nearest name."""
     members: dict[str, Any] = vars(module)
-    names = [each for each, value in members.items() if isinstance(value, Bus)]
-    if names:
-        return f"; it has {', '.join(f'{name}:{each}' for each in names)}"
+    buses = [f"{name}:{member}" for member, value in members.items() if isinstance(value, Bus)]
+    if buses:
+        return f"; it has {', '.join(buses)}"
     return nearest(wanted, [each for each in members if not each.startswith("_")]) if wanted else ""
 
 

@@ -11,8 +11,8 @@ import asyncio
 import gc
 import json
 import os
+import platform
 import statistics
-import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
@@ -22,6 +22,10 @@ from typing import Any
 import click
 
 from brokerkit.adapter import Adapter, open_adapter, redacted
+from brokerkit.cli.commands import command
+from brokerkit.cli.exits import Exit
+from brokerkit.cli.settings import Settings as CliSettings
+from brokerkit.cli.settings import pass_settings
 from brokerkit.codec import JsonCodec
 from brokerkit.delivery import Delivery
 from brokerkit.engine import Engine, Settings
@@ -177,7 +181,7 @@ async def _drain_with(
     load: _Load, make: Callable[[Sequence[Pattern]], Handler], patterns: Sequence[Pattern]
 ) -> tuple[float, float]:
     adapter, channel = await _filled(load)
-    kept = [pattern for pattern in patterns if isinstance(pattern, Keeps)]
+    kept: list[Keeps] = [pattern for pattern in patterns if isinstance(pattern, Keeps)]
     for pattern in kept:
         await pattern.start()
     settings = Settings(concurrency=load.concurrency, prefetch=load.prefetch)
@@ -195,8 +199,8 @@ async def _drain_with(
     return spent
 
 
-def _bare(patterns: Sequence[Pattern]) -> Handler:
-    async def handler(delivery: Delivery) -> Settlement:
+def _bare(_: Sequence[Pattern]) -> Handler:
+    async def handler(_: Delivery) -> Settlement:
         return ACK
 
     return handler
@@ -226,28 +230,27 @@ def _patterns() -> Sequence[Pattern]:
     return (bulkhead("bench", 1000), dedupe(), retry(attempts=5), timeout(10))
 
 
-@click.command("bench")
-@click.option("--broker", default="memory://", show_default=True, help="The broker to drain from.")
+@command(
+    examples=(
+        ("brokerkit bench", "the engine on memory://"),
+        ("brokerkit bench --broker sqlite:///bench.db --messages 20000 -o json", "on a file, for a program"),
+    )
+)
 @click.option("--messages", default=50_000, show_default=True, help="Messages in a round, for each part.")
 @click.option("--rounds", default=5, show_default=True, help="Rounds; medians are shown.")
-@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def bench(broker: str, messages: int, rounds: int, output: str) -> None:
-    """
-    Measure what the engine costs per message, part by part.
-
-    \b
-    Examples:
-      brokerkit bench
-      brokerkit bench --broker sqlite:///bench.db --messages 20000 -o json
-    """
-    figures = asyncio.run(measure(broker, messages=messages, rounds=rounds))
+@pass_settings
+def bench(settings: CliSettings, messages: int, rounds: int) -> int:
+    """Measure what the engine costs per message, part by part."""
+    url = settings.url or "memory://"
+    figures = asyncio.run(measure(url, messages=messages, rounds=rounds))
     row = {name: getattr(figures, name) for name in Figures.__slots__}
-    if output == "json":
-        head = {"schema": SCHEMA, "broker": redacted(broker), "messages": messages, "rounds": rounds}
-        click.echo(json.dumps({**head, "python": sys.version.split()[0], "cpus": os.cpu_count(), **row}))
-        return
-    for name, words in _WORDS.items():
-        click.echo(f"{row[name]:>12,.2f}  {words}")
+    if settings.output == "table":
+        for name, words in _WORDS.items():
+            click.echo(f"{row[name]:>12,.2f}  {words}")
+        return Exit.DONE
+    head = {"schema": SCHEMA, "broker": redacted(url), "messages": messages, "rounds": rounds}
+    click.echo(json.dumps({**head, "python": platform.python_version(), "cpus": os.cpu_count(), **row}))
+    return Exit.DONE
 
 
 _WORDS = {

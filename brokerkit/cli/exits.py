@@ -56,6 +56,7 @@ _OF_CODE: Final[Mapping[str, tuple[Exit, str]]] = {
     "unsupported": (Exit.REFUSED, ""),
     "unauthorised": (Exit.REFUSED, "check user and password in --url, and what they may do"),
     "unroutable": (Exit.REFUSED, "start a consumer of the channel first, or leave --must-route out"),
+    "not_found": (Exit.FAILED, "check the name, and --prefix"),
     "connection_lost": (Exit.UNREACHABLE, "check --url and that the broker runs"),
     "unavailable": (Exit.UNREACHABLE, "check --url and that the broker runs"),
     "unknown": (Exit.TIMED_OUT, "publish again with the same --id, or wait longer with --timeout"),

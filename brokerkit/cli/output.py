@@ -12,7 +12,7 @@ import click
 
 from brokerkit.cli.settings import Settings
 
-__all__ = ["Output"]
+__all__ = ["Output", "safe"]
 
 VERSION: Final = 1
 """Of every schema; a field may be added under one number, never renamed or taken away."""

@@ -20,7 +20,17 @@ from brokerkit.delivery import Delivery
 from brokerkit.errors import BrokerkitError
 from brokerkit.publisher import Outgoing
 
-__all__ = ["JSON", "AsIs", "Numbered", "Template", "as_record", "header_pairs", "lines_of"]
+__all__ = [
+    "JSON",
+    "AsIs",
+    "Numbered",
+    "Template",
+    "as_record",
+    "header_pairs",
+    "lines_of",
+    "shown_data",
+    "shown_headers",
+]
 
 Numbered = tuple[int, "Outgoing | Exception"]
 Line = tuple[int, bytes]
@@ -172,7 +182,8 @@ def _data(record: Mapping[str, Any]) -> Written | bytes:
         raise BadLine(message)
     if "data_base64" in record:
         return base64.b64decode(_text(record, "data_base64") or "", validate=True)
-    return Written(json.dumps(record["data"], ensure_ascii=False, separators=(",", ":")).encode())
+    written = json.dumps(record["data"], ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return Written(written.encode())
 
 
 def _text(record: Mapping[str, Any], name: str) -> str | None:
@@ -184,7 +195,7 @@ def _text(record: Mapping[str, Any], name: str) -> str | None:
 
 
 def _object(record: Mapping[str, Any], name: str) -> dict[str, Any]:
-    value = record.get(name) or {}
+    value: Any = record.get(name) or {}
     if not isinstance(value, dict):
         message = f"{name!r} is {type(value).__name__}, not an object"
         raise BadLine(message)
@@ -192,7 +203,7 @@ def _object(record: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _headers(record: Mapping[str, Any]) -> list[tuple[str, str | bytes]]:
-    given = record.get("headers") or []
+    given: Any = record.get("headers") or []
     pairs: Any = _object(record, "headers").items() if isinstance(given, dict) else given
     try:
         return [(name, _header_value(value)) for name, value in pairs]
@@ -219,16 +230,17 @@ def as_record(delivery: Delivery, *, data: bool) -> dict[str, Any]:
         "subject": event.subject,
         "time": event.time,
         "key": None if message.key is None else message.key.decode("utf-8", "backslashreplace"),
-        "headers": [[name, _shown_header(value)] for name, value in sent_headers(message.headers)],
+        "headers": shown_headers(message.headers),
         "extensions": dict(event.extensions),
         "content_type": event.datacontenttype,
     }
     return record | shown_data(event.data) if data else record
 
 
-def sent_headers(headers: Sequence[tuple[str, str | bytes]]) -> list[tuple[str, str | bytes]]:
-    """Return the headers that the sender chose: not those that carry the envelope, nor ours."""
-    return [pair for pair in headers if not pair[0].lower().startswith(("bk-", "ce-", "ce_", "cloudevents"))]
+def shown_headers(headers: Sequence[tuple[str, str | bytes]]) -> list[list[str | dict[str, str]]]:
+    """Return the headers that the sender chose, not those that carry the envelope, nor ours."""
+    ours = ("bk-", "ce-", "ce_", "cloudevents")
+    return [[name, _shown_header(value)] for name, value in headers if not name.lower().startswith(ours)]
 
 
 def _shown_header(value: str | bytes) -> str | dict[str, str]:
@@ -239,9 +251,11 @@ def shown_data(data: bytes) -> dict[str, Any]:
     """Return bytes as `data` if they are JSON, else as `data_base64`."""
     try:
         check_json(data)
+        value = json.loads(data)
+        json.dumps(value, allow_nan=False)
     except ValueError:
         return {"data_base64": base64.b64encode(data).decode()}
-    return {"data": json.loads(data)}
+    return {"data": value}
 
 
 async def lines_of(path: Path, limit: int) -> AsyncIterator[Sequence[Line]]:

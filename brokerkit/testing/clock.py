@@ -24,6 +24,8 @@ _THREADS = 0.05
 _EPOCH = 1_767_225_600.0
 """Midnight UTC on 1 January 2026: a wall time that is plausible and always the same."""
 
+_HORIZON = 30 * 24 * 3600.0
+
 _ROUNDING = 1e-6
 
 _Events = list[tuple[selectors.SelectorKey, int]]
@@ -48,13 +50,15 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     A sleep of an hour takes microseconds, and everything that is due earlier happens before. While threads of
     `run_in_executor` are at work, a jump first gives them a moment of real time. When nothing is ready, nothing
     is due and nothing comes from outside for `patience` seconds of real time, `run_until_complete` raises
-    `RuntimeError`: a test that hangs says so.
+    `RuntimeError`: a test that hangs says so. It does the same after `horizon` virtual seconds, because something
+    periodic (a heartbeat, a lease) would otherwise keep a test that hangs busy for ever.
 
     Usable as a context manager, which cancels what is left over and closes the loop.
     """
 
-    def __init__(self, *, start: float = 0.0, patience: float = 5.0) -> None:
+    def __init__(self, *, start: float = 0.0, patience: float = 5.0, horizon: float = _HORIZON) -> None:
         self._now = start
+        self._end = start + horizon
         self._patience = patience
         self._threads = 0
         self._runner: asyncio.Runner | None = None
@@ -105,6 +109,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             return events
         if timeout > 0:
             self._now = self._target(timeout)
+            if self._now > self._end:
+                message = f"it is {self._now} s: the test was to be over at {self._end} s"
+                raise RuntimeError(message)
         return []
 
     def _target(self, timeout: float) -> float:
@@ -144,7 +151,7 @@ class VirtualClock:
         self._epoch += seconds
 
 
-def run_virtual(main: Coroutine[Any, Any, T], *, patience: float = 5.0) -> T:
+def run_virtual(main: Coroutine[Any, Any, T], *, patience: float = 5.0, horizon: float = _HORIZON) -> T:
     """Run a coroutine on a virtual loop, as `asyncio.run` would on a real one."""
-    with VirtualLoop(patience=patience) as loop:
+    with VirtualLoop(patience=patience, horizon=horizon) as loop:
         return loop.run(main)

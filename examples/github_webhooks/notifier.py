@@ -16,14 +16,19 @@ from brokerkit import Bus, Delivery, Event, Pattern
 from brokerkit.examples.github_webhooks import trouble
 from brokerkit.examples.github_webhooks.chat import Chat, ChatUnavailable
 from brokerkit.examples.github_webhooks.ledger import create_tables, entry, make_ledger
-from brokerkit.examples.github_webhooks.settings import BROKER, CHANNEL, CHAT, FIXED, WITHOUT, engine_for
+from brokerkit.examples.github_webhooks.settings import (
+    BROKER,
+    CALLS_AT_ONCE,
+    CHANNEL,
+    CHAT,
+    FIXED,
+    WITHOUT,
+    engine_for,
+)
 from brokerkit.examples.github_webhooks.witness import Witness
 from brokerkit.patterns import bulkhead, dedupe, retry, sql_store, timeout
 
-__all__ = ["CALLS_AT_ONCE", "bus", "prepare"]
-
-CALLS_AT_ONCE = 8
-"""How many calls one process makes at a time."""
+__all__ = ["bus", "prepare"]
 
 metadata = MetaData()
 ledger = make_ledger(metadata)

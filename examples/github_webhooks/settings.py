@@ -9,7 +9,19 @@ from typing import Final
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-__all__ = ["BROKER", "CHANNEL", "CHAT", "FIXED", "FOLDER", "SEED", "WITHOUT", "WITNESS", "database", "engine_for"]
+__all__ = [
+    "BROKER",
+    "CALLS_AT_ONCE",
+    "CHANNEL",
+    "CHAT",
+    "FIXED",
+    "FOLDER",
+    "SEED",
+    "WITHOUT",
+    "WITNESS",
+    "database",
+    "engine_for",
+]
 
 CHANNEL: Final = "github"
 
@@ -20,6 +32,9 @@ BROKER: Final = os.environ.get("BROKERKIT_URL") or f"sqlite:///{FOLDER / 'broker
 
 CHAT: Final = os.environ.get("GITHUB_WEBHOOKS_CHAT", "127.0.0.1:8787")
 """Host and port of the chat service that the notifier calls."""
+
+CALLS_AT_ONCE: Final = 8
+"""How many calls one process of the notifier makes at a time."""
 
 SEED: Final = os.environ.get("GITHUB_WEBHOOKS_SEED", "1")
 """Chooses which events meet trouble, and the made-up repositories."""

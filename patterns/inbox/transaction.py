@@ -195,6 +195,8 @@ class InboxPattern:
                     await connection.execute(insert(self.table).values({**row, "at_ms": self._now()}))
             except IntegrityError:
                 await given.rollback()
+                if connection.closed:  # a session gives it back
+                    connection = await stack.enter_async_context(self._engine.connect())
                 # Asked again, for a constraint of somebody else's on this table must not ack a message
                 if row is not None and await self._known(connection, row):
                     return ACK
@@ -205,7 +207,7 @@ class InboxPattern:
                 raise _NotOpenedError from error
             settlement = await self._handled(handler, delivery, given, connection, row)
             if type(settlement) is Ack:
-                await given.commit()
+                await self._commit(given, connection)
             else:
                 await given.rollback()
             return settlement
@@ -251,6 +253,15 @@ class InboxPattern:
                 await self._prove(connection, row)
         return settlement
 
+    async def _commit(self, given: AsyncConnection | AsyncSession, connection: AsyncConnection) -> None:
+        try:
+            await given.commit()
+        except BaseException:
+            # SQLAlchemy takes the transaction for ended and would put it, open and with its locks, back into the pool
+            if not connection.closed:
+                await connection.invalidate()
+            raise
+
     async def _prove(self, connection: AsyncConnection, row: dict[str, Any] | None) -> None:
         """
         Make sure that a transaction in which something failed can still commit.
@@ -293,6 +304,7 @@ class InboxPattern:
 
     def _refuse_commit(self, connection: Connection) -> None:
         if connection in self._units:
+            connection.invalidate()  # what was refused must not go back into the pool with its transaction open
             message = "a handler behind an inbox must not commit: its work and the record of its event commit together"
             raise HandlerResultError(message)
 

@@ -15,7 +15,7 @@ class SqliteHarness:
     patience = 10.0
 
     def __init__(self, path: Path) -> None:
-        self.url = f"sqlite:///{path}?lease=1"
+        self.url = f"sqlite:///{path}?lease=1&max_message=200000"
 
     async def adapter(self) -> Adapter:
         adapter: Adapter = sqlite.SqliteAdapter(self.url)

@@ -882,6 +882,7 @@ class TestReconnect:
     @virtual
     async def test_reasons_to_hold_survive_it(self) -> None:
         async with Rig() as rig:
+            await turns()
             rig.engine.intake.hold("breaker")
             rig.engine.intake.hold("rate")
             await rig.adapter.subscription.disconnect()
@@ -1093,3 +1094,726 @@ class TestHooks:
             await until(lambda: len(rig.begun) == 6)
             await rig.quiet()
             assert len(rig.adapter.settled) == 6
+
+
+class TestDrain:
+    @virtual
+    async def test_what_runs_finishes_and_settles_and_what_had_not_started_goes_back(self) -> None:
+        async with Rig(sleeper(5), concurrency=2, prefetch=8) as rig:
+            rig.adapter.put(*numbered(6))
+            await until(lambda: len(rig.running) == 2)
+            await rig.stopped(30)
+            assert rig.begun == ["e0", "e1"]
+            assert len(rig.adapter.settled) == 2
+            assert len(rig.adapter.left) == 4
+            assert rig.engine.counts.abandoned == 0
+            assert not rig.engine.ready
+
+    @virtual
+    async def test_nothing_starts_once_it_has_begun(self) -> None:
+        async with Rig(sleeper(0.01), concurrency=4, prefetch=64) as rig:
+            rig.adapter.put(*numbered(60))
+            await until(lambda: len(rig.begun) >= 8)
+            stopping = asyncio.create_task(rig.stopped(30))
+            await asyncio.sleep(0)
+            begun = len(rig.begun)
+            await stopping
+            assert len(rig.begun) == begun
+            assert len(rig.adapter.settled) == begun
+            assert len(rig.adapter.left) == 60 - begun
+
+    @virtual
+    async def test_a_worker_that_is_about_to_take_the_next_message_takes_none(self) -> None:
+        gate = asyncio.Event()
+
+        async def handler(delivery: Delivery) -> Settlement:
+            await gate.wait()
+            return ACK
+
+        async with Rig(handler, concurrency=2, prefetch=8) as rig:
+            rig.adapter.put(*numbered(6))
+            await until(lambda: len(rig.running) == 2)
+            gate.set()
+            await rig.stopped(30)
+            assert rig.begun == ["e0", "e1"]
+
+    @virtual
+    async def test_what_a_receive_under_way_brings_is_not_started(self) -> None:
+        async with Rig() as rig:
+            await turns()
+            rig.adapter.put(*numbered(3))
+            await rig.stopped(1)
+            assert rig.begun == []
+            assert len(rig.adapter.queue) == 3
+
+    @virtual
+    async def test_a_reader_that_is_slow_to_let_go_starts_nothing_either(self) -> None:
+        async with Rig() as rig:
+            subscription = rig.adapter.subscription
+            receive = subscription.receive
+
+            async def slow(limit: int) -> Sequence[Delivery]:
+                try:
+                    return await receive(limit)
+                except asyncio.CancelledError:
+                    rig.adapter.put(*numbered(3))
+                    return await receive(limit)
+
+            await turns()
+            subscription.fail(ConnectionLost("once, so that the slow one is called"))
+            rig.adapter.on_subscribe = lambda: None
+            await until(lambda: len(rig.adapter.subscriptions) == 2)
+            newer = rig.adapter.subscription
+            receive = newer.receive
+            newer.receive = slow  # type: ignore[method-assign]
+            rig.adapter.put(event_message("first"))
+            await rig.quiet()
+            await turns()
+            await rig.stopped(1)
+            assert rig.begun == ["first"]
+
+    @virtual
+    async def test_what_outlasts_the_grace_is_cancelled_and_stays_unsettled(self) -> None:
+        async with Rig(sleeper(100)) as rig:
+            rig.adapter.put(*numbered(2))
+            await until(lambda: len(rig.running) == 2)
+            start = asyncio.get_running_loop().time()
+            await rig.stopped(10)
+            assert 10 <= asyncio.get_running_loop().time() - start < 12
+            assert [delivery.stopped for delivery in rig.adapter.left] == ["drain", "drain"]
+            assert not rig.adapter.settled
+            assert rig.engine.counts.abandoned == 0
+
+    @virtual
+    async def test_a_handler_that_acks_after_it_was_cancelled_is_not_believed(self) -> None:
+        async def handler(delivery: Delivery) -> Settlement:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(100)
+            return ACK
+
+        async with Rig(handler) as rig:
+            rig.adapter.put(*numbered(1))
+            await until(lambda: len(rig.running) == 1)
+            await rig.stopped(1)
+            assert not rig.adapter.settled
+            assert len(rig.adapter.left) == 1
+
+    @virtual
+    async def test_a_handler_that_ignores_cancellation_is_abandoned_unsettled_and_counted(self) -> None:
+        async with Rig(stubborn, concurrency=2) as rig:
+            rig.adapter.put(*numbered(2))
+            await until(lambda: len(rig.running) == 2)
+            start = asyncio.get_running_loop().time()
+            await rig.stopped(10)
+            assert asyncio.get_running_loop().time() - start < 13
+            assert rig.engine.counts.abandoned == 2
+            assert [outcome for _, outcome in rig.outcomes] == ["abandoned", "abandoned"]
+            assert len(rig.adapter.left) == 2
+            await asyncio.sleep(4000)
+            assert len(rig.ended) == 2
+            assert not rig.adapter.settled
+            await turns()
+            assert not rig.engine._workers
+
+    @virtual
+    async def test_a_handler_that_never_returns_holds_up_only_its_own_worker(self) -> None:
+        async def handler(delivery: Delivery) -> Settlement:
+            if name_of(delivery) == "e0":
+                await stubborn(delivery)
+            return ACK
+
+        async with Rig(handler, concurrency=2) as rig:
+            rig.adapter.put(*numbered(50))
+            await until(lambda: len(rig.adapter.settled) == 49)
+            await rig.stopped(1)
+            assert rig.engine.counts.abandoned == 1
+
+    @pytest.mark.parametrize("seconds", [0.999, 1.0, 1.001])
+    @virtual
+    async def test_a_handler_that_ends_as_the_patience_ends_hangs_nothing(self, seconds: float) -> None:
+        async def handler(delivery: Delivery) -> Settlement:
+            try:
+                await asyncio.sleep(100)
+            except asyncio.CancelledError:
+                await asyncio.sleep(seconds)
+                raise
+            return ACK
+
+        async with Rig(handler, concurrency=3) as rig:
+            rig.adapter.put(*numbered(3))
+            await until(lambda: len(rig.running) == 3)
+            await rig.stopped(1)
+            assert not rig.adapter.settled
+            await asyncio.sleep(1)
+            assert not rig.engine._workers
+
+    @virtual
+    async def test_hurry_cuts_the_grace(self) -> None:
+        async with Rig(sleeper(100)) as rig:
+            rig.adapter.put(*numbered(1))
+            await until(lambda: len(rig.running) == 1)
+            start = asyncio.get_running_loop().time()
+            stopping = asyncio.create_task(rig.stopped(90))
+            await asyncio.sleep(5)
+            rig.engine.hurry()
+            await stopping
+            assert asyncio.get_running_loop().time() - start < 8
+            assert not rig.adapter.settled
+
+    @virtual
+    async def test_hurry_cuts_the_flushing_too(self) -> None:
+        adapter = FakeAdapter()
+        adapter.on_settle = lambda delivery, settlement: Unavailable("down")
+        async with Rig(adapter=adapter) as rig:
+            adapter.put(*numbered(1))
+            await until(lambda: len(rig.ended) == 1)
+            start = asyncio.get_running_loop().time()
+            stopping = asyncio.create_task(rig.stopped(90))
+            await asyncio.sleep(5)
+            rig.engine.hurry()
+            await stopping
+            assert asyncio.get_running_loop().time() - start < 10
+
+    @virtual
+    async def test_settlements_that_cannot_be_flushed_are_left_to_the_broker_and_said(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        adapter = FakeAdapter()
+        adapter.on_settle = lambda delivery, settlement: Unavailable("down")
+        async with Rig(adapter=adapter) as rig:
+            adapter.put(*numbered(2))
+            await until(lambda: len(rig.ended) == 2)
+            start = asyncio.get_running_loop().time()
+            await rig.stopped(10)
+            assert 10 <= asyncio.get_running_loop().time() - start < 12
+            assert len(adapter.left) == 2
+            assert "some settlements of orders/billing could not be flushed in time" in caplog.text
+
+    @virtual
+    async def test_settlements_have_a_moment_even_without_any_grace(self) -> None:
+        adapter = FakeAdapter()
+        adapter.settling.clear()
+        async with Rig(adapter=adapter) as rig:
+            adapter.put(*numbered(2))
+            await until(lambda: len(rig.ended) == 2)
+            asyncio.get_running_loop().call_later(0.5, adapter.settling.set)
+            await rig.stopped(0)
+            assert len(adapter.settled) == 2
+
+    @virtual
+    async def test_copies_are_flushed_before_it_leaves(self) -> None:
+        adapter = FakeAdapter()
+        adapter.sending.clear()
+        async with Rig(fail_first(9), adapter=adapter) as rig:
+            adapter.put(*numbered(2))
+            await until(lambda: len(rig.ended) == 2)
+            asyncio.get_running_loop().call_later(5, adapter.sending.set)
+            await rig.stopped(30)
+            assert [entry[0] for entry in adapter.trace] == ["copy", "copy", "ack", "ack"]
+
+    @virtual
+    async def test_a_retry_asked_for_meanwhile_is_not_held_and_its_attempt_is_marked(self) -> None:
+        async def handler(delivery: Delivery) -> Settlement:
+            await asyncio.sleep(5)
+            return Retry(1)
+
+        adapter = FakeAdapter()
+        async with Rig(handler, adapter=adapter, order="key") as rig:
+            adapter.put(event_message("a", "a"))
+            await until(lambda: len(rig.running) == 1)
+            adapter.marking.clear()
+            asyncio.get_running_loop().call_later(6, adapter.marking.set)
+            await rig.stopped(30)
+            assert rig.begun == ["a"]
+            (stored,) = adapter.queue
+            assert json.loads(stored.mark or b"{}").get("attempt") == 2
+
+    @virtual
+    async def test_a_held_retry_goes_back_unsettled(self) -> None:
+        async with Rig(fail_first(1, 50.0), order="key") as rig:
+            rig.adapter.put(*numbered(3, "a"))
+            await until(lambda: len(rig.ended) == 1)
+            await rig.stopped(30)
+            await asyncio.sleep(100)
+            assert rig.begun == ["e0"]
+            assert [name_of(stored.message) for stored in rig.adapter.queue] == ["e0", "e1", "e2"]
+
+    @virtual
+    async def test_the_next_message_of_a_key_is_not_started_when_the_first_ends(self) -> None:
+        async with Rig(sleeper(5), order="key") as rig:
+            rig.adapter.put(*numbered(3, "a"))
+            await until(lambda: len(rig.running) == 1)
+            await rig.stopped(30)
+            assert rig.begun == ["e0"]
+            assert len(rig.adapter.left) == 2
+
+    @virtual
+    async def test_it_works_while_the_connection_is_down(self) -> None:
+        def refuse() -> None:
+            raise ConnectionLost("down")
+
+        async with Rig() as rig:
+            rig.adapter.on_subscribe = refuse
+            rig.adapter.subscription.fail(ConnectionLost("down"))
+            await asyncio.sleep(5)
+            await rig.stopped(1)
+
+    @virtual
+    async def test_what_is_lost_meanwhile_is_cancelled(self) -> None:
+        async with Rig(sleeper(50)) as rig:
+            rig.adapter.put(*numbered(1))
+            await until(lambda: len(rig.running) == 1)
+            stopping = asyncio.create_task(rig.stopped(90))
+            await asyncio.sleep(1)
+            await rig.adapter.subscription.lose(list(rig.adapter.subscription.out))
+            await stopping
+            assert asyncio.get_running_loop().time() < 10
+            assert not rig.adapter.settled
+
+    @virtual
+    async def test_starting_fails_with_what_subscribing_raises_and_leaves_no_task(self) -> None:
+        def refuse() -> None:
+            raise ConnectionLost("down")
+
+        rig = Rig()
+        rig.adapter.on_subscribe = refuse
+        with pytest.raises(ConnectionLost):
+            await rig.engine.start()
+        assert len(asyncio.all_tasks()) == 1
+
+
+def suspicious(name: str, key: str | None = None) -> Message:
+    return event_message(name, key)
+
+
+class TestSuspects:
+    @virtual
+    async def test_one_runs_alone_with_a_mark_before_it_starts(self) -> None:
+        beside: list[int] = []
+
+        async def handler(delivery: Delivery) -> Settlement:
+            if name_of(delivery) == "s":
+                beside.append(len(rig.running))
+                assert ("mark", "s", 1) in rig.adapter.trace
+                await asyncio.sleep(5)
+                beside.append(len(rig.running))
+            await asyncio.sleep(1)
+            return ACK
+
+        rig = Rig(handler)
+        async with rig:
+            rig.adapter.put(*numbered(5))
+            await until(lambda: len(rig.running) == 5)
+            rig.adapter.put(event_message("s"), arrivals=2)
+            rig.adapter.put(*numbered(5, start=5))
+            await rig.quiet()
+            assert beside == [1, 1]
+            assert len(rig.adapter.settled) == 11
+
+    @virtual
+    async def test_arrivals_that_polite_returns_explain_make_no_suspect(self) -> None:
+        async with Rig() as rig:
+            rig.adapter.put(event_message("polite"), arrivals=10, returns=9)
+            rig.adapter.put(event_message("once dropped"), arrivals=1)
+            await rig.quiet()
+            assert not rig.adapter.trace[0][0] == "mark"
+            assert not [entry for entry in rig.adapter.trace if entry[0] == "mark"]
+
+    @pytest.mark.parametrize(
+        "ending",
+        [ACK, Retry(5), DeadLetter("no"), Retry(5, counts=False), "raise", "none"],
+        ids=["ack", "retry", "dead letter", "return", "raised", "no settlement"],
+    )
+    @pytest.mark.parametrize("order", ["none", "key"])
+    @pytest.mark.parametrize("suspending", [False, True])
+    @virtual
+    async def test_every_ending_that_the_process_survives_takes_the_mark_back(
+        self, ending: Any, order: str, suspending: bool
+    ) -> None:
+        async def handler(delivery: Delivery) -> Settlement:
+            if suspending:
+                await asyncio.sleep(1)
+            if ending == "raise":
+                raise ValueError
+            result: Settlement = None if ending == "none" else ending  # type: ignore[assignment]
+            return result
+
+        async with Rig(handler, order=order) as rig:
+            rig.adapter.put(event_message("s", "s"), arrivals=2)
+            await until(lambda: len(rig.ended) == 1)
+            await turns()
+            marks = [entry[2] for entry in rig.adapter.trace if entry[0] == "mark"]
+            assert marks[:2] == [1, 0]
+            kinds = [entry[0] for entry in rig.adapter.trace]
+            settled = [kinds.index(kind) for kind in ("ack", "return", "copy", "dead") if kind in kinds]
+            assert all(at > 1 for at in settled)
+            copies = [message for _, message, _ in rig.adapter.sent]
+            assert all(copy.header("bk-alone") is None for copy in copies)
+
+    @pytest.mark.parametrize("ending", ["cancel", "drain", "lost", "drain in time"])
+    @virtual
+    async def test_being_stopped_takes_the_mark_back(self, ending: str) -> None:
+        async with Rig(sleeper(20)) as rig:
+            rig.adapter.put(event_message("s"), arrivals=2)
+            await until(lambda: len(rig.running) == 1)
+            (delivery,) = rig.adapter.subscription.out
+            stored = rig.adapter.subscription.out[delivery]
+            if ending == "cancel":
+                rig.engine._running[id(delivery)][1].cancel()
+            elif ending == "lost":
+                await rig.engine._on_lost([delivery], 3)
+            else:
+                await rig.stopped(90 if ending == "drain in time" else 3)
+            await until(lambda: not rig.running)
+            await turns()
+            assert json.loads(stored.mark or b"{}")["alone"] == 0
+            assert len(rig.adapter.settled) == (1 if ending in ("cancel", "drain in time") else 0)
+
+    @virtual
+    async def test_a_drain_waits_for_a_mark_that_is_slow_to_be_taken_back(self) -> None:
+        adapter = FakeAdapter()
+        async with Rig(sleeper(5), adapter=adapter) as rig:
+            adapter.put(event_message("s"), arrivals=2)
+            await until(lambda: len(rig.running) == 1)
+            adapter.marking.clear()
+            asyncio.get_running_loop().call_later(10, adapter.marking.set)
+            await rig.stopped(30)
+            assert [entry[0] for entry in adapter.trace] == ["mark", "mark", "ack"]
+
+    @virtual
+    async def test_a_drain_while_the_first_mark_is_being_written_starts_nothing_and_leaves_no_mark(self) -> None:
+        for late in (0.0, 0.5):
+            adapter = FakeAdapter()
+            async with Rig(sleeper(5), adapter=adapter) as rig:
+                await turns()
+                real = adapter.on_mark
+
+                adapter.marking.clear()
+                adapter.put(event_message("s"), arrivals=2)
+                await turns()
+                asyncio.get_running_loop().call_later(late, adapter.marking.set)
+                await rig.stopped(30)
+                assert rig.begun == []
+                (stored,) = adapter.queue
+                assert stored.mark is None or json.loads(stored.mark)["alone"] == 0
+                assert real is adapter.on_mark
+
+    @virtual
+    async def test_one_that_is_lost_while_its_mark_is_being_written_is_not_started(self) -> None:
+        adapter = FakeAdapter()
+        adapter.on_mark = lambda delivery, mark: Unavailable("who knows")
+        async with Rig(sleeper(5), adapter=adapter) as rig:
+            adapter.marking.clear()
+            adapter.put(event_message("s"), arrivals=2)
+            await turns()
+            subscription = adapter.subscription
+            await subscription.lose(list(subscription.out))
+            adapter.queue.clear()
+            adapter.marking.set()
+            await asyncio.sleep(60)
+            assert rig.begun == []
+            assert rig.engine.counts.out == 0
+
+    @virtual
+    async def test_one_that_turns_out_to_be_stale_is_not_started(self) -> None:
+        adapter = FakeAdapter()
+        adapter.on_mark = lambda delivery, mark: Stale("gone")
+        async with Rig(adapter=adapter) as rig:
+            adapter.put(event_message("s", "s"), arrivals=2)
+            adapter.put(event_message("t", "s"))
+            await until(lambda: rig.begun == ["t"], within=10)
+            assert rig.engine.counts.out == 0
+
+    @pytest.mark.parametrize("error", [Unavailable("down"), Closed("down"), OSError("down")])
+    @virtual
+    async def test_a_mark_that_cannot_be_written_does_not_stop_the_group(self, error: Exception) -> None:
+        adapter = FakeAdapter()
+
+        def on_mark(delivery: Delivery, mark: bytes | None) -> Unavailable | None:
+            if isinstance(error, Unavailable):
+                return error
+            raise error
+
+        adapter.on_mark = on_mark
+        async with Rig(adapter=adapter) as rig:
+            adapter.put(event_message("s"), event_message("t"), arrivals=2)
+            adapter.put(*numbered(3))
+            await until(lambda: len(set(rig.begun)) == 5, within=120)
+            adapter.on_mark = lambda delivery, mark: None
+            await rig.quiet()
+
+    @virtual
+    async def test_taking_a_mark_back_is_tried_until_it_succeeds(self) -> None:
+        adapter = FakeAdapter()
+        tries = 0
+
+        def on_mark(delivery: Delivery, mark: bytes | None) -> Unavailable | None:
+            nonlocal tries
+            tries += 1
+            return Unavailable("down") if tries in (2, 3) else None
+
+        adapter.on_mark = on_mark
+        async with Rig(fail_first(1, 5.0, counts=False), adapter=adapter) as rig:
+            adapter.put(event_message("s"), arrivals=2)
+            await until(lambda: len(rig.ended) == 1)
+            await until(lambda: bool(adapter.queue) or len(rig.ended) == 2, within=60)
+            marks = [entry[2] for entry in adapter.trace if entry[0] in ("mark", "return")][:2]
+            assert marks == [1, 0]
+
+    @pytest.mark.parametrize("marks", [True, False])
+    @virtual
+    async def test_suspects_run_one_after_the_other_and_lose_no_innocent(self, marks: bool) -> None:
+        async with Rig(sleeper(1), adapter=FakeAdapter(marks=marks)) as rig:
+            rig.adapter.put(*(event_message(f"s{n}") for n in range(5)), arrivals=3)
+            rig.adapter.put(*numbered(20))
+            await rig.quiet()
+            assert len(rig.adapter.settled) == 25
+            assert not rig.adapter.dead
+            for number in range(5):
+                assert rig.begun.count(f"s{number}") == 1
+
+    @virtual
+    async def test_two_standing_marks_run_and_the_third_is_a_dead_letter_without_running(self) -> None:
+        async with Rig() as rig:
+            rig.adapter.put(event_message("two"), arrivals=4, mark=marked(alone=2))
+            rig.adapter.put(event_message("three"), arrivals=5, mark=marked(alone=3))
+            await rig.quiet()
+            assert rig.begun == ["two"]
+            assert [name_of(message) for message in rig.adapter.dead] == ["three"]
+            story = json.loads(str(rig.adapter.dead[0].header("bk-story")))
+            assert story[-1]["dead"] == "crash_loop"
+            assert "3 times while it ran alone" in story[-1]["detail"]
+
+    @virtual
+    async def test_an_owner_that_dies_leaves_a_mark_and_dies_three_times_at_most(self) -> None:
+        """A process that dies is an engine whose tasks vanish: nothing is settled, nothing taken back."""
+        adapter = FakeAdapter()
+        deaths = 0
+        innocents = [f"e{number}" for number in range(10)]
+
+        async def handler(delivery: Delivery) -> Settlement:
+            if name_of(delivery) == "poison":
+                die.set()
+                await asyncio.sleep(3600)
+            await asyncio.sleep(1)
+            return ACK
+
+        adapter.put(event_message("poison"), *(event_message(name) for name in innocents))
+        for _ in range(10):
+            die = asyncio.Event()
+            rig = Rig(handler, adapter=adapter)
+            await rig.engine.start()
+            waiting = asyncio.create_task(die.wait())
+            done = asyncio.create_task(rig.quiet())
+            await asyncio.wait([waiting, done], return_when=asyncio.FIRST_COMPLETED)
+            if not die.is_set():
+                waiting.cancel()
+                await rig.stopped(1)
+                break
+            deaths += 1
+            done.cancel()
+            subscription = adapter.subscription
+            subscription._fence(list(subscription.out))
+            subscription.closed = True
+            adapter.settling.set()
+            rig.engine._stopping = True
+            for delivery, task in list(rig.engine._running.values()):
+                delivery.stopped = "dead"
+                task.cancel()
+            await turns(30)
+        assert [name_of(message) for message in adapter.dead] == ["poison"]
+        assert deaths <= 5
+        assert sorted({name_of(each) for each, _ in adapter.settled} - {"poison"}) == sorted(innocents)
+
+    @virtual
+    async def test_one_lock_keeps_the_suspects_of_two_engines_apart(self) -> None:
+        alone = asyncio.Lock()
+        running: list[str] = []
+        most = 0
+
+        async def handler(delivery: Delivery) -> Settlement:
+            nonlocal most
+            running.append(name_of(delivery))
+            most = max(most, len(running))
+            await asyncio.sleep(2)
+            running.remove(name_of(delivery))
+            return ACK
+
+        async with Rig(handler, alone=alone) as one, Rig(handler, alone=alone) as other:
+            one.adapter.put(*(event_message(f"s{n}") for n in range(3)), arrivals=2)
+            other.adapter.put(*(event_message(f"t{n}") for n in range(3)), arrivals=2)
+            await one.quiet()
+            await other.quiet()
+            assert most == 1
+
+    @virtual
+    async def test_stopping_one_engine_leaves_the_lock_to_the_other(self) -> None:
+        alone = asyncio.Lock()
+        async with Rig(sleeper(50), alone=alone) as one, Rig(alone=alone) as other:
+            one.adapter.put(event_message("s"), arrivals=2)
+            await until(lambda: len(one.running) == 1)
+            other.adapter.put(event_message("t"), arrivals=2)
+            await asyncio.sleep(1)
+            assert other.begun == []
+            await one.stopped(1)
+            await until(lambda: other.begun == ["t"], within=10)
+
+    @virtual
+    async def test_one_that_ignores_cancellation_does_not_hang_the_drain(self) -> None:
+        async with Rig(stubborn) as rig:
+            rig.adapter.put(event_message("s"), arrivals=2)
+            await until(lambda: len(rig.running) == 1)
+            await rig.stopped(1, within=10)
+            assert rig.engine.counts.abandoned == 1
+            assert len(rig.adapter.left) == 1
+
+    @virtual
+    async def test_hurrying_while_one_waits_for_its_turn_hangs_nothing(self) -> None:
+        async with Rig(sleeper(50)) as rig:
+            rig.adapter.put(*numbered(2))
+            await until(lambda: len(rig.running) == 2)
+            rig.adapter.put(event_message("s"), arrivals=2)
+            await asyncio.sleep(1)
+            assert rig.begun == ["e0", "e1"]
+            spins = 0
+            real = rig.engine._until_quiet if hasattr(rig.engine, "_until_quiet") else None
+            if real is not None:
+
+                async def counted(deadline: float) -> None:
+                    nonlocal spins
+                    spins += 1
+                    assert spins < 1000, "the loop spins"
+                    await real(deadline)
+
+                rig.engine._until_quiet = counted  # type: ignore[method-assign]
+            rig.engine.hurry()
+            await turns(20)
+            await rig.stopped(5, within=20)
+            assert rig.begun == ["e0", "e1"]
+
+    @virtual
+    async def test_a_late_cancel_from_its_handler_strands_no_other_suspect(self) -> None:
+        async def handler(delivery: Delivery) -> Settlement:
+            task = asyncio.current_task()
+            assert task is not None
+            asyncio.get_running_loop().call_soon(task.cancel)
+            return ACK
+
+        async with Rig(handler) as rig:
+            rig.adapter.put(*(event_message(f"s{n}") for n in range(5)), arrivals=2)
+            await until(lambda: len(set(rig.begun)) == 5, within=60)
+            await rig.quiet()
+
+    @virtual
+    async def test_what_became_ready_behind_a_closed_gate_is_woken_when_it_opens(self) -> None:
+        async with Rig(sleeper(1), concurrency=4) as rig:
+            rig.adapter.put(event_message("s"), arrivals=2)
+            await until(lambda: rig.running != [])
+            rig.adapter.put(*numbered(8))
+            await until(lambda: len(rig.running) == 4, within=1.1)
+            await rig.quiet()
+
+    @virtual
+    async def test_one_that_waits_in_a_lane_is_a_suspect_when_its_turn_comes(self) -> None:
+        async with Rig(sleeper(1), order="key") as rig:
+            rig.adapter.put(event_message("a", "a"))
+            rig.adapter.put(event_message("s", "a"), arrivals=2)
+            rig.adapter.put(event_message("b", "a"))
+            await rig.quiet()
+            assert rig.begun == ["a", "s", "b"]
+            assert ("mark", "s", 1) in rig.adapter.trace
+
+    @virtual
+    async def test_a_lost_one_that_waits_for_its_turn_is_forgotten(self) -> None:
+        async with Rig(sleeper(10)) as rig:
+            rig.adapter.put(*numbered(1))
+            await until(lambda: len(rig.running) == 1)
+            rig.adapter.put(event_message("s"), arrivals=2)
+            await asyncio.sleep(1)
+            subscription = rig.adapter.subscription
+            await subscription.lose([each for each in subscription.out if name_of(each) == "s"])
+            rig.adapter.queue.clear()
+            await rig.quiet()
+            assert rig.begun == ["e0"]
+
+
+class TestVersionsAndLoops:
+    @virtual
+    async def test_a_copy_of_a_newer_version_is_returned_uncounted_with_an_alarm_and_never_acked(self) -> None:
+        async with Rig() as rig:
+            rig.adapter.put(event_message("new", headers=(("bk-v", "2"),)), address=INLET)
+            rig.adapter.put(*numbered(2))
+            await until(lambda: len(rig.adapter.settled) == 3)
+            assert sorted(rig.begun) == ["e0", "e1"]
+            ((delivery, settlement),) = [
+                each for each in rig.adapter.settled if name_of(each[0]) == "new"
+            ]
+            assert settlement == Retry(30.0, "too_new", counts=False)
+            assert rig.codes == ["too_new"]
+            assert rig.alarms[0].delivery is delivery
+            assert "upgrade this consumer" in rig.alarms[0].text
+
+    @virtual
+    async def test_a_mark_of_a_newer_version_is_returned_too(self) -> None:
+        async with Rig(order="key") as rig:
+            rig.adapter.put(event_message("new", "a"), mark=marked(v=2))
+            await until(lambda: rig.codes == ["too_new"])
+            await asyncio.sleep(100)
+            assert rig.begun == []
+            assert not [each for each in rig.adapter.settled if isinstance(each[1], Ack)]
+
+    @virtual
+    async def test_a_thousand_of_a_newer_version_behind_one_key_harm_nobody(self) -> None:
+        async with Rig(sleeper(1), prefetch=4, concurrency=2) as rig:
+            rig.adapter.put(event_message("first", "hot"))
+            new = [event_message(f"new{n}", "hot", headers=(("bk-v", "2"),)) for n in range(900)]
+            rig.adapter.put(*new, address=INLET)
+            rig.adapter.put(event_message("last", "hot"))
+            await until(lambda: "last" in rig.ended, within=60)
+            assert set(rig.codes) == {"too_new"}
+            assert rig.begun == ["first", "last"]
+
+    @virtual
+    async def test_an_event_that_has_been_copied_too_often_is_dead_lettered_without_running(self) -> None:
+        async with Rig(hop_limit=5) as rig:
+            for hop in (4, 5):
+                rig.adapter.put(event_message(f"hop{hop}", headers=(("bk-hop", str(hop)),)), address=INLET)
+            await rig.quiet()
+            assert rig.begun == ["hop4"]
+            (dead,) = rig.adapter.dead
+            assert json.loads(str(dead.header("bk-story")))[-1]["dead"] == "hop_limit"
+
+    @virtual
+    async def test_headers_on_a_message_from_the_channel_are_not_believed(self) -> None:
+        headers = (("bk-v", "9"), ("bk-hop", "100000"), ("bk-attempt", "7"), ("bk-alone", "9"))
+        async with Rig() as rig:
+            rig.adapter.put(event_message("forged", headers=headers))
+            await rig.quiet()
+            assert rig.begun == ["forged"]
+            assert rig.adapter.settled[0][0].attempt == 1
+
+
+class TestWorkers:
+    @virtual
+    async def test_one_that_something_unforeseen_ends_is_replaced_and_its_message_is_not_stuck(self) -> None:
+        async with Rig(concurrency=1, order="key") as rig:
+            settle = rig.engine.settler.settle
+            broken = True
+
+            def fails_once(delivery: Delivery, settlement: Ack | Retry) -> None:
+                nonlocal broken
+                if broken:
+                    broken = False
+                    raise RuntimeError("a bug of ours")
+                settle(delivery, settlement)
+
+            rig.engine.settler.settle = fails_once  # type: ignore[method-assign]
+            rig.adapter.put(*numbered(3))
+            await until(lambda: len(rig.begun) == 3)
+            assert len(rig.engine._workers) == 1
+
+
+def test_the_alarm_of_a_hook_is_a_value() -> None:
+    assert Alarm("code", "text") == Alarm("code", "text", None)
+    assert DEAD.place == "dead"
+    assert issubclass(MarkingSubscription, object)

@@ -91,6 +91,20 @@ def test_what_can_never_happen_is_an_error_and_not_a_hang() -> None:
         run_virtual(main(), patience=0.05)
 
 
+def test_a_heartbeat_does_not_hide_a_hang() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+
+        def beat() -> None:
+            loop.call_later(10, beat)
+
+        beat()
+        await loop.create_future()
+
+    with pytest.raises(RuntimeError, match="was to be over"):
+        run_virtual(main(), horizon=3600)
+
+
 def test_the_loop_is_a_context_manager_that_leaves_nothing_behind() -> None:
     ended: list[str] = []
 

@@ -208,11 +208,14 @@ def _key_order_breaks(evidence: Evidence) -> int:
 
 def _calls(evidence: Evidence) -> dict[str, Any]:
     """
-    Count the calls that the chat service took.
+    Count the calls that the chat service got.
 
-    repeated: how many events were taken more than once, less the first time. A redelivery by the producer is told apart,
-    because no crash explains that one.
+    repeated: calls that were taken although an earlier one about the same event was. explained: as many as the kills can
+    account for, which is what a killed process may have had under way.
     """
+    from brokerkit.examples.github_webhooks.settings import CALLS_AT_ONCE
+
+    killed = sum(group == "notifier" for group, _ in evidence.kills)
     taken = Counter(call.event_id for call in evidence.calls if call.answer == _TAKEN)
     keys: dict[str, set[str]] = defaultdict(set)
     for call in evidence.calls:
@@ -223,6 +226,7 @@ def _calls(evidence: Evidence) -> dict[str, Any]:
         "calls_refused_or_stalled": sum(call.answer != _TAKEN for call in evidence.calls),
         "calls_never_taken": len(wanted - taken.keys()),
         "repeated_calls": _extra(taken.values()),
+        "repeated_calls_explained": killed * CALLS_AT_ONCE,
         "repeated_calls_with_another_key": sum(len(each) - 1 for each in keys.values()),
     }
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from brokerkit.adapter import Browses, Capabilities, Measures, Provisions
 from brokerkit.testing.conformance.harness import LIMITS, Harness, Restarts
 
-__all__ = ["check_limits", "needs", "spared_by", "tests_of", "why_off"]
+__all__ = ["all_tests", "check_limits", "needs", "spared_by", "why_off"]
 
 Test = TypeVar("Test", bound=Callable[..., Any])
 
@@ -39,7 +39,7 @@ def spared_by(*limits: str) -> Callable[[Test], Test]:
     return mark
 
 
-def tests_of(suite: type) -> Iterable[tuple[str, Callable[..., Any]]]:
+def all_tests(suite: type) -> Iterable[tuple[str, Callable[..., Any]]]:
     """Return the tests of a suite by name."""
     return [(name, getattr(suite, name)) for name in sorted(dir(suite)) if name.startswith("test_")]
 

@@ -110,25 +110,31 @@ class Lifecycle:
             1 + bench.lateness, bench.capabilities.lease or 10
         )
 
-    async def test_a_cancelled_receive_takes_no_wake_up_from_its_neighbour(self, bench: Bench) -> None:
+    async def test_what_a_cancelled_receive_was_to_get_comes_to_it_or_to_its_neighbour(
+        self, bench: Bench
+    ) -> None:
         gives_up, stays = await bench.member(), await bench.member()
         for number in range(30):
-            first = asyncio.create_task(gives_up.subscription.receive(1))
+            first = asyncio.create_task(gives_up.receive(1))
             await asyncio.sleep(0.002)
-            second = asyncio.create_task(stays.receive(1))
-            await asyncio.sleep(0.002)
+            tasks = {asyncio.create_task(stays.receive(1)): stays}
             sending = asyncio.create_task(bench.send(bench.first, bench.name(), [str(number)]))
             for _ in range(number % 5):
                 await asyncio.sleep(0)
             first.cancel()
             await sending
-            (result,) = await asyncio.gather(first, return_exceptions=True)
-            if isinstance(result, BaseException):
-                await stays.ack(await second)
-            else:
-                await gives_up.ack(result)
-                second.cancel()
-                await asyncio.gather(second, return_exceptions=True)
+            await asyncio.wait([first])
+            # A broker that pushes may have put it into the first one's hands already.
+            again = first if not first.cancelled() else asyncio.create_task(gives_up.receive(1))
+            tasks[again] = gives_up
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks.keys() - done:
+                task.cancel()
+            await asyncio.wait(tasks)
+            taken = [(member, await task) for task, member in tasks.items() if not task.cancelled()]
+            assert [bodies(batch) for _, batch in taken] == [[str(number)]]
+            for member, batch in taken:
+                await member.ack(batch)
 
     async def test_opening_and_closing_many_times_loses_nothing(self, bench: Bench) -> None:
         await (await bench.member()).close()

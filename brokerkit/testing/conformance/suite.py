@@ -11,7 +11,7 @@ from brokerkit.adapter import Adapter, Capabilities
 from brokerkit.testing.conformance.bench import Bench
 from brokerkit.testing.conformance.dead import DeadPlace
 from brokerkit.testing.conformance.delay import Delay
-from brokerkit.testing.conformance.gate import check_limits, tests_of, why_off
+from brokerkit.testing.conformance.gate import all_tests, check_limits, why_off
 from brokerkit.testing.conformance.groups import Groups
 from brokerkit.testing.conformance.harness import Harness
 from brokerkit.testing.conformance.lifecycle import Lifecycle
@@ -55,7 +55,7 @@ class AdapterConformance(Sending, Groups, Settlement, Marking, Ordering, Delay, 
 
     def test_every_capability_has_a_test(self) -> None:
         """A claim without a test would be a boast."""
-        tested = {name for _, test in tests_of(type(self)) for name in test.__dict__.get("needs", ())}
+        tested = {name for _, test in all_tests(type(self)) for name in test.__dict__.get("needs", ())}
         assert {field.name for field in fields(Capabilities)} - tested == _ELSEWHERE
 
 
@@ -63,6 +63,6 @@ def switched_off(suite: type[AdapterConformance], adapter: Adapter, harness: Har
     """Return the tests that would not run, with the reason for each."""
     reasons = {
         name: why_off(test, adapter.capabilities, (adapter, harness), harness.limits)
-        for name, test in tests_of(suite)
+        for name, test in all_tests(suite)
     }
     return {name: reason for name, reason in reasons.items() if reason}

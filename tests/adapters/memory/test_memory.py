@@ -191,6 +191,19 @@ async def test_two_busy_members_on_one_loop_both_get_their_turn(adapter: MemoryA
     assert min(counts) > 30
 
 
+async def test_a_cancelled_receive_passes_its_wake_up_on(adapter: MemoryAdapter) -> None:
+    gives_up, stays = await joined(adapter), await joined(adapter)
+    first = asyncio.create_task(_receive(gives_up))
+    await asyncio.sleep(0.01)
+    second = asyncio.create_task(_receive(stays))
+    await asyncio.sleep(0.01)
+    await adapter.send(CHANNEL, made("1"))
+    first.cancel()
+    async with asyncio.timeout(5):
+        assert await second == ["1"]
+    assert first.cancelled()
+
+
 class TestLevers:
     @pytest.mark.parametrize("order", ["none", "key"])
     async def test_an_expired_delivery_goes_to_somebody_else(

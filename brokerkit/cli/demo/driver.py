@@ -1,0 +1,192 @@
+"""
+One run from the first process to the counts.
+
+    prepare -> services up -> producer, kills -> drained -> snapshot -> services down -> fix -> redrive -> drained -> counts
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from brokerkit.adapter import Adapter, Browses, Measures, open_adapter
+from brokerkit.cli.demo.killer import Killer
+from brokerkit.cli.demo.plan import CHANNEL, GROUPS, PACKAGE, Plan, python_module
+from brokerkit.cli.demo.processes import Fleet, Stopped, chat_service, run_to_end
+from brokerkit.cli.demo.progress import Ledgers
+from brokerkit.errors import NotFound
+from brokerkit.message import Address
+
+__all__ = ["State", "run"]
+
+_LOOK: Final = 0.1
+_QUIET: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a run tells while it goes on. done: rows of the producer and of each ledger."""
+
+    phase: str
+    done: Mapping[str, int]
+    kills: int
+    crashes: int
+
+
+Tell = Callable[[State], None]
+
+
+async def run(plan: Plan, tell: Tell) -> dict[str, Any]:
+    """
+    Run the demo and return its counts.
+
+    Raises `Stopped` if a process that is needed ends, or if the run takes too long, and then says what is missing. Whatever
+    happens, no process is left.
+    """
+    for folder in ("witness", "logs"):
+        (plan.folder / folder).mkdir(exist_ok=True)
+    started = time.monotonic()
+    adapter = open_adapter(plan.url)
+    await adapter.connect()
+    try:
+        async with chat_service(plan) as chat:
+            fleet = Fleet(plan, chat)
+            try:
+                crashes = await _Run(plan, adapter, fleet, tell).play()
+            finally:
+                await fleet.close()
+    finally:
+        await adapter.close()
+    counted = await run_to_end(
+        python_module("brokerkit.cli.demo.checker", "counts", str(plan.folder)),
+        plan.environment(),
+        plan.folder / "logs" / "checker.log",
+    )
+    return {**json.loads(counted), "crashes": crashes, "seconds": round(time.monotonic() - started, 1)}
+
+
+class _Run:
+    """The run, phase by phase."""
+
+    def __init__(self, plan: Plan, adapter: Adapter, fleet: Fleet, tell: Tell) -> None:
+        self._plan = plan
+        self._adapter = adapter
+        self._fleet = fleet
+        self._tell = tell
+        self._ledgers = Ledgers(plan)
+        self._killer = Killer(plan, fleet.members, self._ledgers.done)
+        self._phase = ""
+        self._deadline = time.monotonic() + plan.time_limit
+        self._moved = time.monotonic()
+        self._seen: object = None
+
+    async def play(self) -> int:
+        """Do everything; returns how often a process ended without being killed."""
+        self._begin("tables")
+        await self._run("prepare", python_module(f"{PACKAGE}.prepare"))
+        self._begin("services start")
+        await self._fleet.start(fixed=False)
+        await self._until(self._joined)
+        self._begin("load and kills")
+        await self._load()
+        self._begin("draining")
+        await self._until(self._drained)
+        await self._snapshot("before")
+        self._begin("fix deployed, dead letters redriven")
+        await self._fleet.stop()
+        await self._fleet.start(fixed=True)
+        await self._redrive()
+        await self._until(self._drained)
+        await self._snapshot("after")
+        self._begin("counting")
+        await self._fleet.stop()
+        return self._fleet.crashes
+
+    async def _load(self) -> None:
+        """Publish everything, and kill meanwhile."""
+        producer = python_module(f"{PACKAGE}.producer", str(self._plan.events))
+        work = asyncio.gather(self._run("producer", producer), self._killer.run())
+        try:
+            await self._until(lambda: _ended(work))
+        finally:
+            work.cancel()
+            await asyncio.wait([work])
+
+    async def _redrive(self) -> None:
+        """Send every dead letter back to the group that failed it, and keep what the command says of each."""
+        lines: list[str] = []
+        for group in GROUPS:
+            command = python_module("brokerkit.cli.demo.redrive", self._plan.url, self._plan.channel, group)
+            output = await self._run("redrive", command)
+            lines += [json.dumps({"group": group, **json.loads(line)}) for line in output.splitlines()]
+        (self._plan.folder / "redriven.ndjson").write_text("".join(f"{line}\n" for line in lines), "utf-8")
+
+    async def _snapshot(self, when: str) -> None:
+        arguments = ("snapshot", when, str(self._plan.folder), self._plan.url, self._plan.channel)
+        await self._run("checker", python_module("brokerkit.cli.demo.checker", *arguments))
+
+    async def _run(self, name: str, command: Any) -> bytes:
+        log = self._plan.folder / "logs" / f"{name}.log"
+        return await run_to_end(command, self._plan.environment(), log)
+
+    # -- waiting
+
+    def _begin(self, phase: str) -> None:
+        self._phase = phase
+        self._moved = time.monotonic()
+
+    async def _until(self, reached: Callable[[], Any]) -> None:
+        """Wait until it is so; raises `Stopped` with what is missing when the run takes too long or nothing moves."""
+        while not await reached():
+            done = self._ledgers.all()
+            self._tell(State(self._phase, done, self._killer.kills, self._fleet.crashes))
+            self._fleet.check()
+            now = time.monotonic()
+            if done != self._seen:
+                self._seen, self._moved = done, now
+            if now > self._deadline or now - self._moved > self._plan.stall_limit:
+                raise Stopped(await self._missing(now))
+            await asyncio.sleep(_LOOK)
+
+    async def _missing(self, now: float) -> str:
+        why = "the time limit is over" if now > self._deadline else f"nothing has moved for {now - self._moved:.0f} s"
+        counts = ", ".join(f"{name} {count}" for name, count in self._ledgers.all().items())
+        waiting = [f"{group}: {await self._measured(group)}" for group in GROUPS]
+        return (
+            f"{why} in phase '{self._phase}'; rows so far: {counts}; kills {self._killer.kills} of "
+            f"{self._plan.kills}; at the broker: {'; '.join(waiting)}"
+        )
+
+    async def _joined(self) -> bool:
+        """Whether every group exists at the broker, so that what is published reaches it."""
+        if not isinstance(self._adapter, Browses):
+            return all(member.witness.exists() or member.pid for member in self._fleet.members)
+        there = set(await self._adapter.groups())
+        return all((self._plan.channel, group) in there for group in GROUPS)
+
+    async def _drained(self) -> bool:
+        """Whether nothing waits for any group, and the ledgers have stood still for a moment."""
+        for group in GROUPS:
+            measured = await self._measured(group)
+            if measured is not None and (measured.waiting or measured.delayed or measured.in_flight):
+                return False
+        before = self._ledgers.all()
+        await asyncio.sleep(_QUIET)
+        return before == self._ledgers.all()
+
+    async def _measured(self, group: str) -> Any:
+        if not isinstance(self._adapter, Measures):
+            return None
+        try:
+            return await self._adapter.measure(Address(self._plan.channel, group, "inlet"))
+        except NotFound:
+            return None
+
+
+async def _ended(work: "asyncio.Future[Any]") -> bool:
+    if not work.done():
+        return False
+    work.result()
+    return True

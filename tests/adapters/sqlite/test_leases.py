@@ -1,0 +1,234 @@
+"""Who has which message: claims, endings and deaths on the synchronous core."""
+
+from collections.abc import Callable
+
+import pytest
+
+from brokerkit.adapter import Order
+from brokerkit.adapters.sqlite import leases
+from brokerkit.errors import ConfigurationError
+from tests.adapters.sqlite.store import Store, bodies, receipt
+
+OpenStore = Callable[..., Store]
+BOTH: tuple[Order, Order] = ("none", "key")
+
+
+@pytest.mark.parametrize("order", BOTH)
+def test_what_one_member_has_nobody_else_gets(open_store: OpenStore, order: Order) -> None:
+    store = open_store(order)
+    first = store.join()
+    store.publish(("a", "1"), ("b", "2"))
+    assert bodies(store.claim(first)) == ["1", "2"]
+    assert store.claim(store.join()) == []
+
+
+@pytest.mark.parametrize("order", BOTH)
+def test_a_dead_members_messages_come_first_and_count_as_arrivals_but_not_as_returns(
+    open_store: OpenStore, order: Order
+) -> None:
+    store = open_store(order)
+    dead = store.join()
+    store.publish(("a", "1"), ("a", "2"))
+    store.claim(dead)
+    store.publish(("a", "3"))
+    store.expire(dead)
+    rows = store.claim(store.join())
+    assert bodies(rows) == ["1", "2", "3"]
+    assert [(row.arrivals, row.returns) for row in rows] == [(2, 0), (2, 0), (1, 0)]
+
+
+@pytest.mark.parametrize("order", BOTH)
+def test_a_polite_leaver_returns_everything_in_order_as_returns(open_store: OpenStore, order: Order) -> None:
+    store = open_store(order)
+    leaver = store.join()
+    store.publish(("a", "1"), ("a", "2"))
+    store.claim(leaver)
+    store.publish(("a", "3"))
+    store.leave(leaver)
+    rows = store.claim(store.join())
+    assert [(row.body, row.arrivals, row.returns) for row in rows] == [
+        (b"1", 2, 1),
+        (b"2", 2, 1),
+        (b"3", 1, 0),
+    ]
+
+
+@pytest.mark.parametrize("order", BOTH)
+def test_a_declared_dead_member_can_end_nothing_any_more(open_store: OpenStore, order: Order) -> None:
+    store = open_store(order)
+    frozen = store.join()
+    store.publish(("a", "1"), ("a", "2"))
+    old = store.claim(frozen)
+    store.expire(frozen)
+    other = store.join()
+    new = store.claim(other)
+    assert store.end(frozen, old[:1]) == [False]
+    assert store.end(frozen, old[1:], after=0) == [False]
+    assert store.end(other, new) == [True, True]
+
+
+def test_a_declared_dead_member_can_claim_nothing_any_more(open_store: OpenStore) -> None:
+    store = open_store()
+    frozen = store.join()
+    store.publish(("a", "1"))
+    store.expire(frozen)
+    assert store.do(lambda tx: leases.claim(tx, store.place, frozen, 1)).gone
+    assert bodies(store.claim(store.join())) == ["1"]
+
+
+def test_an_ending_of_an_earlier_arrival_does_not_end_the_later_one(open_store: OpenStore) -> None:
+    store = open_store()
+    member = store.join()
+    store.publish(("a", "1"))
+    old = store.claim(member)
+    assert store.end(member, old, after=0) == [True]
+    new = store.claim(member)
+    assert store.end(member, old) == [False]
+    assert store.end(member, new) == [True]
+
+
+def test_one_stale_delivery_in_a_batch_harms_only_itself(open_store: OpenStore) -> None:
+    store = open_store()
+    member = store.join()
+    store.publish(("a", "1"), ("a", "2"), ("a", "3"))
+    rows = store.claim(member)
+    store.end(member, rows[1:2])
+    assert store.end(member, rows) == [True, False, True]
+    store.expire(member)
+    assert store.claim(store.join()) == []
+
+
+def test_two_endings_of_one_delivery_in_a_batch_are_one_success(open_store: OpenStore) -> None:
+    store = open_store()
+    member = store.join()
+    store.publish(("a", "1"))
+    (row,) = store.claim(member)
+    mine = receipt(member, row)
+    outcomes = store.do(lambda tx: leases.settle(tx, store.place.id, [(mine, 0.0), (mine, None)]))
+    assert outcomes == [True, False]
+    assert bodies(store.claim(member)) == ["1"]
+
+
+def test_member_numbers_are_never_used_again(open_store: OpenStore) -> None:
+    store = open_store()
+    first = store.join()
+    store.leave(first)
+    second = store.join()
+    store.expire(second)
+    assert len({first, second, store.join()}) == 3
+
+
+@pytest.mark.parametrize("order", BOTH)
+def test_a_returned_message_is_not_handed_out_before_it_is_due(open_store: OpenStore, order: Order) -> None:
+    store = open_store(order)
+    member = store.join()
+    store.publish(("a", "1"))
+    store.end(member, store.claim(member), after=5.0)
+    store.clock.now += 4.999
+    found = store.do(lambda tx: leases.claim(tx, store.place, member, 10))
+    assert found.rows == []
+    assert found.due == pytest.approx(store.clock.now + 0.001, abs=1e-6)
+    store.clock.now += 0.002
+    assert bodies(store.claim(member)) == ["1"]
+
+
+def test_a_held_back_key_keeps_its_order_and_holds_up_no_other(open_store: OpenStore) -> None:
+    store = open_store("key")
+    member = store.join()
+    store.publish(("a", "a1"), ("a", "a2"), ("b", "b1"))
+    first = store.claim(member, 1)
+    store.end(member, first, after=5.0)
+    assert bodies(store.claim(member)) == ["b1"]
+    store.publish(("b", "b2"), ("a", "a3"))
+    assert bodies(store.claim(member)) == ["b2"]
+    store.clock.now += 6
+    assert bodies(store.claim(member)) == ["a1", "a2", "a3"]
+
+
+def test_a_held_back_key_survives_a_change_of_owner(open_store: OpenStore) -> None:
+    store = open_store("key")
+    dead = store.join()
+    store.publish(("a", "a1"), ("a", "a2"))
+    store.end(dead, store.claim(dead, 1), after=5.0)
+    assert store.claim(dead) == []
+    store.expire(dead)
+    heir = store.join()
+    assert store.claim(heir) == []
+    store.clock.now += 6
+    assert bodies(store.claim(heir)) == ["a1", "a2"]
+
+
+def test_a_crowd_behind_one_key_does_not_stop_the_other_slots(open_store: OpenStore) -> None:
+    store = open_store("key")
+    member = store.join()
+    store.publish(("a", "a0"))
+    store.end(member, store.claim(member), after=5.0)
+    store.publish(*(("a", f"a{number}") for number in range(1, 2500)))
+    store.publish(("b", "b1"), ("c", "c1"))
+    seen: list[str] = []
+    for _ in range(10):
+        seen += bodies(store.claim(member))
+    assert sorted(seen) == ["b1", "c1"]
+    store.clock.now += 6
+    late: list[str] = []
+    while rows := store.claim(member, 500):
+        late += bodies(rows)
+    assert late == [f"a{number}" for number in range(2500)]
+
+
+def test_a_delayed_copy_holds_up_nothing(open_store: OpenStore) -> None:
+    store = open_store("key")
+    member = store.join()
+    store.copy("a", "later", after=3600)
+    store.publish(("a", "1"))
+    assert bodies(store.claim(member)) == ["1"]
+    store.clock.now += 3601
+    assert bodies(store.claim(member)) == ["later"]
+
+
+def test_changing_the_order_mode_neither_loses_nor_doubles(open_store: OpenStore) -> None:
+    store = open_store("none")
+    member = store.join()
+    store.publish(*((f"k{number}", str(number)) for number in range(20)))
+    seen = bodies(store.claim(member, 7))
+    store.end(member, store.claim(member, 3), after=0)
+    store.leave(member)
+    by_key = open_store("key")
+    first, second = by_key.join(), by_key.join()
+    by_key.balance(first)
+    by_key.claim(first, 4)
+    by_key.leave(first)
+    by_key.expire(second)
+    again = open_store("none")
+    rest = again.claim(again.join(), 100)
+    assert sorted(bodies(rest), key=int) == [str(number) for number in range(20)]
+    assert set(seen) <= set(bodies(rest))
+
+
+def test_a_living_member_keeps_the_order_mode(open_store: OpenStore) -> None:
+    store = open_store("none")
+    member = store.join()
+    with pytest.raises(ConfigurationError, match="order='none'"):
+        open_store("key")
+    store.leave(member)
+    assert open_store("key").place.mode == "key"
+
+
+def test_a_claim_by_key_passes_a_long_stretch_of_foreign_messages(open_store: OpenStore) -> None:
+    store = open_store("key")
+    member = store.join()
+    store.publish(("a", "1"))
+    store.do(lambda tx: tx.execute("UPDATE counter SET last = last + 1000000"))
+    store.publish(("a", "2"))
+    assert bodies(store.claim(member, 1)) == ["1"]
+    assert bodies(store.claim(member, 1)) == ["2"]
+
+
+def test_a_claim_stops_at_16_mib_of_bodies(open_store: OpenStore) -> None:
+    store = open_store()
+    member = store.join()
+    for _ in range(3):
+        store.publish(("a", "x" * (9 * 1024 * 1024)))
+    assert [len(store.claim(member)), len(store.claim(member))] == [2, 1]
+
+

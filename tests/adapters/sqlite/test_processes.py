@@ -1,0 +1,139 @@
+"""Members in processes of their own, killed and frozen."""
+
+import asyncio
+import json
+import statistics
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from brokerkit.adapters.sqlite import SqliteAdapter
+from brokerkit.adapters.sqlite.subscription import SqliteSubscription
+from brokerkit.adapter import Order
+from brokerkit.delivery import Delivery
+from brokerkit.message import Address, Message
+from brokerkit.settlement import ACK
+from tests.adapters.sqlite.process import PATIENCE, Process
+
+CHANNEL = Address("orders")
+INLET = Address("orders", "billing", "inlet")
+Connect = Callable[..., Awaitable[SqliteAdapter]]
+Start = Callable[..., Awaitable[Process]]
+
+
+@pytest.fixture
+async def start(path: Path) -> AsyncIterator[Start]:
+    processes: list[Process] = []
+
+    async def make(order: Order = "none", lease: float = 30.0) -> Process:
+        processes.append(await Process.start(f"sqlite:///{path}?lease={lease}", order))
+        return processes[-1]
+
+    yield make
+    for process in processes:
+        await process.kill()
+
+
+async def ignore(deliveries: object, seconds: float) -> None:
+    """Lose nothing that matters to the test."""
+
+
+async def subscribe(adapter: SqliteAdapter, order: Order = "none") -> SqliteSubscription:
+    return await adapter.subscribe(INLET, order=order, start="earliest", prefetch=32, on_lost=ignore)
+
+
+async def send(adapter: SqliteAdapter, *bodies: str, key: bytes | None = b"k") -> None:
+    outcomes = await adapter.send(CHANNEL, [Message(body=body.encode(), key=key) for body in bodies])
+    assert list(outcomes) == [None] * len(bodies)
+
+
+async def take(subscription: SqliteSubscription, number: int) -> list[Delivery]:
+    taken: list[Delivery] = []
+    async with asyncio.timeout(PATIENCE):
+        while len(taken) < number:
+            taken += await subscription.receive(number - len(taken))
+    return taken
+
+
+@pytest.mark.parametrize("order", ["none", "key"])
+async def test_what_a_killed_process_held_is_handed_out_long_before_its_lease_ends(
+    connect: Connect, start: Start, order: Order
+) -> None:
+    adapter = await connect(lease=30)
+    process = await start(order)
+    await send(adapter, "1", "2")
+    assert (await process.ask("take", limit=2))[1] == ["1", "2"]
+    subscription = await subscribe(adapter, order)
+    receiving = asyncio.create_task(take(subscription, 2))
+    await process.kill()
+    killed = time.monotonic()
+    taken = await receiving
+    assert time.monotonic() - killed < 1.0
+    assert [(d.message.body, d.arrivals, d.returns) for d in taken] == [(b"1", 2, 0), (b"2", 2, 0)]
+
+
+async def test_two_deaths_make_a_suspect(connect: Connect, start: Start) -> None:
+    adapter = await connect(lease=30)
+    await (first := await start()).ask("lost")
+    await send(adapter, "poison")
+    await first.ask("take", limit=1)
+    await first.kill()
+    second = await start()
+    await second.ask("take", limit=1)
+    await second.kill()
+    (delivery,) = await take(await subscribe(adapter), 1)
+    assert delivery.suspect
+
+
+async def test_a_frozen_member_loses_what_it_holds_is_told_so_and_joins_again(
+    connect: Connect, start: Start, path: Path
+) -> None:
+    adapter = await connect(lease=0.6)
+    frozen = await start(lease=0.6)
+    await send(adapter, "1", "2")
+    await frozen.ask("take", limit=2)
+    frozen.freeze()
+    subscription = await subscribe(adapter)
+    taken = await take(subscription, 2)
+    assert [(d.message.body, d.arrivals, d.returns) for d in taken] == [(b"1", 2, 0), (b"2", 2, 0)]
+    frozen.thaw()
+    assert await frozen.ask("ack") == ["stale", "stale"]
+    frozen.tell("take", limit=1)
+    await send(adapter, "3", "4")
+    assert len((await frozen.answer())[1]) == 1
+    assert sorted(await frozen.ask("lost")) == ["1", "2"]
+    assert await frozen.ask("ack") == [None]
+    assert list(await subscription.settle([(delivery, ACK) for delivery in taken])) == [None, None]
+
+
+async def test_a_waiting_process_wakes_within_50_ms_of_a_commit_by_another(connect: Connect, start: Start) -> None:
+    adapter = await connect()
+    process = await start()
+    latencies = []
+    for number in range(20):
+        process.tell("take", limit=1)
+        await eventually_waiting(adapter)
+        await send(adapter, str(number))
+        sent = time.monotonic()
+        latencies.append((await process.answer())[0] - sent)
+        await process.ask("ack")
+    assert statistics.median(latencies) < 0.05
+
+
+async def eventually_waiting(adapter: SqliteAdapter) -> None:
+    """Wait until the only member has noted in the file that it waits."""
+    assert adapter._session is not None
+    async with asyncio.timeout(PATIENCE):
+        while not await adapter._session.writer.read(
+            lambda tx: tx.execute("SELECT count(*) FROM member WHERE waiting = 1").fetchone()[0]
+        ):
+            await asyncio.sleep(0.002)
+
+
+async def test_an_idle_member_costs_next_to_no_cpu(start: Start) -> None:
+    process = await start()
+    process.tell("take", limit=1)
+    watched = await Process.start_like(process) if hasattr(Process, "start_like") else process
+    assert watched is process
