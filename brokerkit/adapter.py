@@ -5,11 +5,11 @@ An adapter carries bytes. It knows no codec, no CloudEvents and no pattern, and 
 a handler again. Everything above it is written once, for every broker.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Literal, Protocol, runtime_checkable
-from urllib.parse import urlsplit
 
 from brokerkit.delivery import Delivery
 from brokerkit.errors import ConfigurationError, SendError, SettleError
@@ -31,6 +31,8 @@ __all__ = [
     "open_adapter",
     "redacted",
 ]
+
+_HOSTS = re.compile(r"(\[[0-9a-fA-F:.]*\]|[^@:\[\]#]*)(:\d*)?(,(\[[0-9a-fA-F:.]*\]|[^@:\[\]#]*)(:\d*)?)*")
 
 Order = Literal["none", "key"]
 Start = Literal["earliest", "latest"]
@@ -218,33 +220,40 @@ def open_adapter(url: str, **options: object) -> Adapter:
     Make the adapter that a URL's scheme names, without touching the broker.
 
     Adapters are found through the entry-point group `brokerkit.adapters`, so a third party can add one.
-    Raises `ConfigurationError` that lists the known schemes, never the URL's password.
+    Raises `ConfigurationError` that lists the known schemes, or names the extra that is not installed; never the URL's
+    password.
     """
-    scheme = urlsplit(url).scheme or url.partition(":")[0]
+    scheme = url.partition(":")[0].lower()
     found = entry_points(group="brokerkit.adapters")
     for entry in found:
         if entry.name == scheme:
-            factory: Callable[..., Adapter] = entry.load()
-            return factory(url, **options)
+            return _factory(entry, scheme)(url, **options)
     known = ", ".join(sorted(entry.name + "://" for entry in found)) or "none are installed"
     message = f"no adapter for {redacted(url)!r}: known are {known}"
     raise ConfigurationError(message)
 
 
+def _factory(entry: EntryPoint, scheme: str) -> Callable[..., Adapter]:
+    try:
+        factory: Callable[..., Adapter] = entry.load()
+    except ImportError as error:
+        message = f"the adapter for {scheme}:// cannot be imported ({error}); install brokerkit-bus[{scheme}]"
+        raise ConfigurationError(message) from error
+    return factory
+
+
 def redacted(url: str) -> str:
-    """Return the URL with its user information and query values masked; safe in a log or an error."""
-    scheme, slashes, rest = url.partition("://")
-    secret, at, place = rest.rpartition("@")
-    if slashes and at and secret:  # a password may hold '/', '?' and '#', unescaped
-        return redacted(f"{scheme}://{place}").replace("://", "://***@", 1)
-    parts = urlsplit(url)
-    netloc = parts.netloc
-    query = (
-        "&".join(f"{pair.partition('=')[0]}=***" for pair in parts.query.split("&")) if parts.query else ""
-    )
-    slashes = "//" if "://" in url else ""
-    return (
-        f"{parts.scheme}:{slashes}{netloc}{parts.path}" + (f"?{query}" if query else "")
-        if parts.scheme
-        else url
-    )
+    """
+    Return the URL with its user information and query values masked; safe in a log or an error.
+
+    Made for what people type: a password may hold `/`, `?`, `#` or `[`, unescaped, and the scheme may be missing. In
+    doubt more is masked than need be.
+    """
+    scheme, slashes, rest = url.partition("://") if "://" in url else ("", "", url)
+    place, _, query = rest.partition("?")
+    if "@" in query and not _HOSTS.fullmatch(place.partition("/")[0]):
+        place, _, query = f"@{rest.rpartition('@')[2]}".partition("?")
+    if "@" in place:
+        place = f"***@{place.rpartition('@')[2]}"
+    masked = "&".join(f"{pair.partition('=')[0]}=***" for pair in query.split("&"))
+    return f"{scheme}{slashes}{place.partition('#')[0]}" + (f"?{masked}" if query else "")

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from brokerkit.delivery import Delivery
 
-__all__ = ["CURRENT", "Driven", "absorb_cancellation", "current"]
+__all__ = ["CURRENT", "Driven", "absorb_cancellation", "asked_to_stop", "current"]
 
 T = TypeVar("T")
 
@@ -54,6 +54,12 @@ class Driven(Generic[T]):
         except StopIteration as stop:
             result: T = stop.value
             return result
+
+
+def asked_to_stop() -> bool:
+    """Say whether the running task is being cancelled; else a `CancelledError` is a client library's own way to fail."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 async def absorb_cancellation(task: asyncio.Task[Any]) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextvars import copy_context
 from dataclasses import dataclass, field
+from inspect import Parameter
 from typing import Annotated, Any, TypeVar
 
 from brokerkit.codec import Codec
@@ -35,9 +36,6 @@ __all__ = ["Endpoint", "State"]
 T = TypeVar("T")
 Argument = Callable[[Delivery], Any]
 Flush = Callable[[Delivery], Awaitable[None]]
-
-
-_Kind = inspect.Parameter
 
 
 class _StateMarker:
@@ -80,7 +78,7 @@ class Endpoint:
         default, `*args`, a generator, or an annotation that cannot be resolved.
         """
         target = _target(function)
-        name = f"{target.__module__}.{target.__qualname__}"
+        name = _name_of(target)
         if inspect.isasyncgenfunction(target) or inspect.isgeneratorfunction(target):
             message = f"handler {name} is a generator; a handler returns None or a settlement"
             raise SignatureError(message)
@@ -106,21 +104,21 @@ class Endpoint:
                 own.append(parameter.name)
                 in_order = False
                 continue
-            in_order = in_order and parameter.kind is not _Kind.KEYWORD_ONLY
+            in_order = in_order and parameter.kind is not Parameter.KEYWORD_ONLY
             self._positional += in_order
             self._roles.append((parameter.name, role))
         if own and self.model is None:
             self._refuse(own[0], "has a default and would never be filled; take the default away")
 
     def _role_of(
-        self, parameter: inspect.Parameter, hints: Mapping[str, Any], provided: Mapping[type[Any], str]
+        self, parameter: Parameter, hints: Mapping[str, Any], provided: Mapping[type[Any], str]
     ) -> str | None:
         """Return what a parameter is filled with, or None if it has a default and is the function's own."""
-        if parameter.kind in (_Kind.VAR_POSITIONAL, _Kind.VAR_KEYWORD):
+        if parameter.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
             self._refuse(parameter.name, "takes any arguments; name them")
-        has_default = parameter.default is not _Kind.empty
-        hint = hints.get(parameter.name, _Kind.empty)
-        role = None if hint is _Kind.empty else self._role(parameter.name, hint, provided)
+        has_default = parameter.default is not Parameter.empty
+        hint = hints.get(parameter.name, Parameter.empty)
+        role = None if hint is Parameter.empty else self._role(parameter.name, hint, provided)
         if role is None and not has_default:
             self._refuse(
                 parameter.name,
@@ -309,7 +307,12 @@ def _target(function: Any) -> Any:
     return type(function).__call__
 
 
-def _parameters(function: Any) -> list[inspect.Parameter]:
+def _name_of(target: Any) -> str:
+    name: str = getattr(target, "__qualname__", repr(target))
+    return f"{getattr(target, '__module__', '?')}.{name.removesuffix('.__call__')}"
+
+
+def _parameters(function: Any) -> list[Parameter]:
     """Return the parameters that are left to fill, less what a partial gives by keyword."""
     given = set(function.keywords) if isinstance(function, functools.partial) else set[str]()
     parameters = inspect.signature(function).parameters.values()

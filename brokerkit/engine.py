@@ -357,9 +357,11 @@ class Engine:
 
     def _lose_all(self, subscription: Subscription) -> None:
         """Forget what has not started; what runs goes on, and its settlement will be `Stale`."""
+        self._lose([delivery for delivery in self._unstarted() if delivery.subscription is subscription])
+
+    def _unstarted(self) -> list[Delivery]:
         held = [delivery for delivery, _ in self._held.values()]
-        lost = [*self._ready, *self._isolation.suspects, *held, *self._lanes.all_waiting()]
-        self._lose([delivery for delivery in lost if delivery.subscription is subscription])
+        return [*self._ready, *self._isolation.suspects, *held, *self._lanes.all_waiting()]
 
     async def _take(self, subscription: Subscription) -> None:
         """Receive once there is room."""
@@ -481,11 +483,16 @@ class Engine:
             if delivery.stopped is not None:
                 self._gone(delivery)
                 continue
-            begun = self._begin(delivery)
-            if type(begun) is Ack and not task.cancelling() and delivery.stopped is None:
-                self._conclude(delivery, begun)
-            else:
-                await self._see_through(delivery, begun, task)
+            try:
+                begun = self._begin(delivery)
+                if type(begun) is Ack and not task.cancelling() and delivery.stopped is None:
+                    self._conclude(delivery, begun)
+                else:
+                    await self._see_through(delivery, begun, task)
+                    if self._leaving():
+                        return
+            except Exception as error:  # noqa: BLE001 - a bug here must cost neither the message nor the worker
+                self._botched(delivery, error)
             if time() - turn > _TURN:
                 await self._rest(asyncio.sleep(0), task)
                 turn = time()
@@ -544,9 +551,13 @@ class Engine:
         assert task is not None  # noqa: S101 - isolation runs each suspect in a task
         self._running[id(delivery)] = (delivery, task)
         try:
-            settlement = await self._outcome_alone(delivery, await before(), task)
-            await after()
+            standing = await before()
+            settlement = await self._outcome_alone(delivery, standing, task)
+            if standing == "stands":
+                await after()
             self._close(delivery, settlement)
+        except Exception as error:  # noqa: BLE001 - a bug here must not cost the message
+            self._botched(delivery, error)
         finally:
             del self._running[id(delivery)]
             self._tell_changed()
@@ -559,7 +570,7 @@ class Engine:
         if delivery.stopped is not None:
             return None
         if standing == "unavailable":
-            return Retry(after=_MISHAP, reason="unmarked", counts=False)
+            return Retry(after=_BARRED, reason="unmarked", counts=False)
         return await self._outcome(delivery, self._begin(delivery), task)
 
     def _close(self, delivery: Delivery, settlement: Settlement | None) -> None:
@@ -584,6 +595,18 @@ class Engine:
         if delivery.stopped is not None:
             return None
         return self._mishap(delivery, f"raised {type(error).__name__}: {error}", error)
+
+    def _botched(self, delivery: Delivery, error: Exception) -> None:
+        """Give a delivery back, uncounted, that a bug of the engine's or an adapter's own has kept from being concluded."""
+        text = f"{self._name}: concluding {delivery!r} failed: {error!r}; the message goes back uncounted"
+        _log.critical("%s", text, exc_info=error)
+        tell(self._hooks, Alarm("engine_failed", text, delivery))
+        if self.settings.order == "key":
+            self._wait_in_lane(delivery, _MISHAP)
+            return
+        self.settler.settle(delivery, Retry(after=_MISHAP, reason="engine_failed", counts=False))
+        if delivery.message.key is not None:
+            self._next(delivery)
 
     def _mishap(self, delivery: Delivery, what: str, error: BaseException | None = None) -> Retry:
         text = f"a pattern of {self._name} {what}; the message goes back uncounted"
@@ -628,7 +651,11 @@ class Engine:
         self._unlocked = deque([following])
         try:
             while self._unlocked:
-                self._make_ready(self._unlocked.popleft())
+                following = self._unlocked.popleft()
+                try:
+                    self._make_ready(following)
+                except Exception as error:  # noqa: BLE001 - the others of the key must not be forgotten
+                    self._botched(following, error)
         finally:
             self._unlocked = None
 
@@ -683,7 +710,8 @@ class Engine:
 
     async def _on_lost(self, deliveries: Sequence[Delivery], seconds: float) -> None:
         """Drop what has not started, let the rest finish within the seconds, then cancel it."""
-        self._lose(delivery for delivery in deliveries if id(delivery) not in self._running)
+        waiting = set(map(id, self._unstarted()))
+        self._lose([delivery for delivery in deliveries if id(delivery) in waiting])
         if seconds > 0:
             deadline = asyncio.get_running_loop().time() + seconds
             await self._until_ended(lambda: map(id, deliveries), deadline)

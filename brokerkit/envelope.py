@@ -18,6 +18,9 @@ from types import MappingProxyType
 from typing import Any, Literal
 from urllib.parse import quote, unquote
 
+import pydantic_core
+from pydantic_core import core_schema
+
 from brokerkit.event import Event
 from brokerkit.message import Header, Message
 
@@ -29,12 +32,17 @@ STRUCTURED = "application/cloudevents+json"
 _PREFIXES = ("ce-", "ce_", "cloudevents:", "cloudevents_")
 _REQUIRED = ("id", "source", "type")
 _OPTIONAL = ("subject", "time", "datacontenttype", "dataschema")
+_TELLING = frozenset({"specversion", *_REQUIRED})
 _MEMBERS = frozenset({"specversion", "data", "data_base64", *_REQUIRED, *_OPTIONAL})
 _SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in ' "%')
 _decoder = json.JSONDecoder()
-_scan: Callable[[str, int], tuple[Any, int]] = _decoder.scan_once  # type: ignore[attr-defined] # untyped, not private
 _DATA = b',"data":'
+_SPACE = b" \t\n\r"
 
+# Parses JSON without making objects of it: any value fails to be null, and the failure has a default
+_json = pydantic_core.SchemaValidator(
+    core_schema.with_default_schema(core_schema.none_schema(), default=None, on_error="default")
+)
 
 _NONE: Mapping[str, str] = MappingProxyType({})
 
@@ -78,11 +86,13 @@ def _attributes(event: Event[bytes]) -> dict[str, str]:
 
 def _structured(event: Event[bytes]) -> bytes:
     head = json.dumps(_attributes(event), ensure_ascii=False, separators=(",", ":")).encode()[:-1]
-    if not event.data:
+    data = event.data
+    if not data:
         return head + b"}"
-    if _is_json(event.datacontenttype):
-        return head + _DATA + event.data + b"}"
-    return head + b',"data_base64":"' + base64.b64encode(event.data) + b'"}'
+    if _is_json(event.datacontenttype) and data == data.strip(_SPACE) and _is_one_value(data):
+        return head + _DATA + data + b"}"
+    # what calls itself JSON and is none would break the envelope, or add attributes to it
+    return head + b',"data_base64":"' + base64.b64encode(data) + b'"}'
 
 
 def _binary(event: Event[bytes]) -> tuple[Header, ...]:
@@ -109,12 +119,14 @@ def open_event(message: Message, stranger: Callable[[], tuple[str, str]]) -> Eve
     try:
         if content_type == STRUCTURED:
             return _event(*_split(message.body))
-        if content_type is not None and content_type[:23].lower() == "application/cloudevents":
+        if content_type is not None and content_type.lstrip()[:23].lower() == "application/cloudevents":
             return _read_structured(message)
         if any(_specversion(name) for name, _ in message.headers):
             return _read_binary(message)
         if content_type is None and message.body[:1] == b"{" and _looks_structured(message.body):
-            return _read_structured(message)
+            members, data = _split(message.body)
+            if members.keys() >= _TELLING:
+                return _event(members, data)
     except (ValueError, RecursionError) as error:
         return _plain(message, stranger, error=str(error) or type(error).__name__)
     return _plain(message, stranger)
@@ -133,26 +145,42 @@ def _split(body: bytes) -> tuple[dict[str, Any], bytes]:
     Return the members of the envelope and the raw slice of `data`.
 
     What brokerkit writes has `data` last, so one search and one small parse do. That the head alone is an object
-    proves that the search hit the top level; a quote inside a text would be escaped and cannot match.
+    proves that the search hit the top level; a quote inside a text would be escaped and cannot match. That the rest is
+    one value proves that nothing stands behind it.
     """
     at = body.find(_DATA)
     if at > 0 and body[-1:] == b"}" and body[:1] == b"{":
-        data = body[at + len(_DATA) : -1]
+        data = body[at + len(_DATA) : -1].strip(_SPACE)
         try:
             head = body[:at].decode() + "}"
             members, end = _scan(head, 0)
-            if end == len(head) and (b'"' not in data or _is_one_value(data)):
+            if end == len(head) and "data" not in members and _is_one_value(data):
                 return members, data
         except (ValueError, StopIteration):
             return _walk(body)
     return _walk(body)
 
 
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        reason = "a name stands twice"
+        raise _Unreadable(reason)
+    return members
+
+
+_scan: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder(  # type: ignore[attr-defined] # untyped, not private
+    object_pairs_hook=_distinct
+).scan_once
+
+
 def _is_one_value(data: bytes) -> bool:
-    """Say whether a slice is one JSON value and nothing behind it."""
-    text = data.decode()
-    _, end = _scan(text, 0)
-    return end == len(text)
+    """Say whether a slice is one JSON value and nothing behind it, at half the price of decoding it."""
+    try:
+        _json.validate_json(data)
+    except ValueError:
+        return False
+    return True
 
 
 def _walk(body: bytes) -> tuple[dict[str, Any], bytes]:
@@ -164,7 +192,11 @@ def _walk(body: bytes) -> tuple[dict[str, Any], bytes]:
         reason = "a structured event is a JSON object"
         raise _Unreadable(reason)
     at = _skip(text, at + 1)
-    while text[at : at + 1] == '"':
+    last = text[at : at + 1] == "}"
+    while not last:
+        if text[at : at + 1] != '"':
+            reason = f"expected a name at {at}"
+            raise _Unreadable(reason)
         name, at = _decoder.raw_decode(text, at)
         at = _skip(text, at)
         if text[at : at + 1] != ":":
@@ -179,10 +211,9 @@ def _walk(body: bytes) -> tuple[dict[str, Any], bytes]:
         if name == "data":
             data = text[start:at].encode()
         at = _skip(text, at)
-        if text[at : at + 1] != ",":
-            break
-        at = _skip(text, at + 1)
-    if text[at : at + 1] != "}" or text[at + 1 :].strip():
+        last = text[at : at + 1] != ","
+        at = at if last else _skip(text, at + 1)
+    if text[at : at + 1] != "}" or _skip(text, at + 1) != len(text):
         reason = f"expected the end of the object at {at}"
         raise _Unreadable(reason)
     return members, data
@@ -268,13 +299,20 @@ def _specversion(name: str) -> bool:
 def _read_binary(message: Message) -> Event[bytes]:
     members: dict[str, Any] = {}
     for name, value in message.headers:
-        if attribute := _attribute(name):
+        if (attribute := _attribute(name)) and attribute not in ("data", "data_base64"):
             text = value.decode() if isinstance(value, bytes) else value
-            members[attribute] = unquote(text, errors="strict") if "%" in text else text
+            members[attribute] = _unquoted(text) if "%" in text and name[:3].lower() == "ce-" else text
     if message.content_type is not None:
         members["datacontenttype"] = message.content_type
-    event = _event({**members, "data": None}, b"")
-    return event.with_data(message.body)
+    return _event(members, b"").with_data(message.body)
+
+
+def _unquoted(text: str) -> str:
+    """Undo percent-encoding, which only the `ce-` bindings have; what was never encoded stays as it is."""
+    try:
+        return unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        return text
 
 
 def _plain(

@@ -15,6 +15,7 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Literal
 
 from brokerkit.adapter import Marks
+from brokerkit.context import asked_to_stop
 from brokerkit.copies import mark_of
 from brokerkit.delivery import Delivery
 from brokerkit.errors import SettleError, Unavailable
@@ -35,12 +36,12 @@ class Isolation:
     """
     The suspects of one engine.
 
-    gate: above zero, the engine's workers start nothing.
+    gate: while it is shut, the engine's workers start nothing.
     """
 
     def __init__(self, engine: "Engine", alone: asyncio.Lock) -> None:
         self.suspects: deque[Delivery] = deque()
-        self.gate = 0
+        self.gate = False
         self._engine = engine
         self._alone = alone
         self._task: asyncio.Task[None] | None = None
@@ -78,23 +79,28 @@ class Isolation:
     async def _run(self) -> None:
         while self.suspects:
             async with self._alone:
-                self.gate += 1
+                self.gate = True
                 try:
                     await self._engine.until_quiet()
                     if self.suspects:
                         await self._run_one(self.suspects.popleft())
                 finally:
-                    self.gate -= 1
-                    self._engine.wake_workers()
+                    self._open_gate()
+
+    def _open_gate(self) -> None:
+        if self.gate:
+            self.gate = False
+            self._engine.wake_workers()
 
     async def _run_one(self, delivery: Delivery) -> None:
         """Handle one suspect in a task of its own, so that a cancellation it leaves behind ends with it."""
 
         async def before() -> Standing:
-            return await _unbroken(self._mark(delivery, delivery.alone + 1))
+            return await _unbroken(self._mark(delivery, delivery.alone + 1, tries=1))
 
         async def after() -> Standing:
-            return await _unbroken(self._mark(delivery, delivery.alone))
+            self._open_gate()  # the danger is over, and a broker that does not answer must not stop the group
+            return await _unbroken(self._mark(delivery, delivery.alone, tries=_TRIES))
 
         self._handling = asyncio.create_task(self._engine.handle_alone(delivery, before, after))
         await asyncio.wait([self._handling])
@@ -102,30 +108,33 @@ class Isolation:
             _log.critical("a suspect could not be handled: %r", error, exc_info=error)
         self._handling = None
 
-    async def _mark(self, delivery: Delivery, alone: int) -> Standing:
+    async def _mark(self, delivery: Delivery, alone: int, *, tries: int) -> Standing:
         """
         Write a crash mark where the subscription keeps them.
 
-        What is `Unavailable` is tried again for some seconds: a mark that is not taken back would count against an innocent.
+        Taking one back is tried for some seconds: a mark that is left standing would count against an innocent.
         """
         if not isinstance(delivery.subscription, Marks):
             return "stands"
         backoff = _FIRST_BACKOFF
-        for _ in range(_TRIES):
+        for left in reversed(range(tries)):
             error = await self._write(delivery.subscription, delivery, mark_of(delivery, alone=alone))
             if error is None:
                 return "stands"
             if not error.retryable:
                 return "stale"
-            await asyncio.sleep(backoff)
-            backoff *= 2
+            if left:
+                await asyncio.sleep(backoff)
+                backoff *= 2
         _log.error("the crash mark of %r could not be written", delivery)
         return "unavailable"
 
     async def _write(self, subscription: Marks, delivery: Delivery, mark: bytes) -> SettleError | None:
         try:
             return (await subscription.mark([(delivery, mark)]))[0]
-        except Exception as error:  # noqa: BLE001 - any failure to write is a reason to try again
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and asked_to_stop():
+                raise
             _log.warning("a crash mark could not be written: %r", error)
             return Unavailable(repr(error))
 

@@ -10,14 +10,14 @@ import hashlib
 import random
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from brokerkit.adapter import Adapter
 from brokerkit.clock import SYSTEM, Clock
 from brokerkit.codec import Codec
 from brokerkit.context import current
-from brokerkit.copies import OURS
+from brokerkit.copies import is_foreign
 from brokerkit.delivery import Delivery
 from brokerkit.endpoint import type_of
 from brokerkit.envelope import Form, lay, timestamp
@@ -42,6 +42,10 @@ ROOM = 16 * 1024
 _LONGEST_KEY = 1024
 _LONGEST_ATTRIBUTE = 1024
 _DEEPEST = 100
+_RESERVED = ("bk-", "ce-", "ce_", "cloudevents")
+_ATTRIBUTES = frozenset(
+    {"specversion", "id", "source", "type", "subject", "time", "datacontenttype", "dataschema", "data"}
+)
 _FIRST_BACKOFF = 0.05
 _LONGEST_BACKOFF = 2.0
 
@@ -127,7 +131,7 @@ class Publisher:
         headers = _headers(outgoing.headers)
         delivery = current()
         event = Event(
-            id=outgoing.id or "",
+            id="" if outgoing.id is None else outgoing.id,
             source=self.name,
             type=_type(outgoing),
             subject=outgoing.subject,
@@ -136,10 +140,9 @@ class Publisher:
             extensions=_extensions(outgoing.extensions, delivery),
             data=data,
         )
-        if not event.id:
-            event = _with_id(
-                event, _random_id() if delivery is None else _derived_id(delivery, channel, event, key)
-            )
+        if outgoing.id is None:
+            identity = _random_id() if delivery is None else _derived_id(delivery, channel, event, key)
+            event = replace(event, id=identity)
         _check_attributes(event)
         carried = lay(event, form or self.form, key=key, headers=headers)
         self._check_size(carried)
@@ -150,7 +153,7 @@ class Publisher:
             return data, "application/octet-stream"
         try:
             return self.codec.encode(data), self.codec.content_type
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             message = f"{type(data).__name__} cannot be written as {self.codec.content_type}: {error}"
             raise ConfigurationError(message) from error
 
@@ -172,10 +175,14 @@ class Publisher:
         hold: bool,
         timeout: float | None,
     ) -> list[Outcome]:
-        """Send some messages, or hold them for the handler that is running; one outcome for each."""
+        """
+        Send some messages, or hold them for the handler that is running; one outcome for each.
+
+        What comes from a task that has outlived its handler is sent at once: nobody would send it later.
+        """
         made = [self.make(channel, each, form) for each in outgoing]
         delivery = current()
-        if hold and delivery is not None:
+        if hold and delivery is not None and delivery.handling:
             self._hold(delivery, channel, [message for _, message in made], must_route)
             return [Outcome(event, None) for event, _ in made]
         errors = await self.send(
@@ -273,7 +280,7 @@ def _together(one: _Held, other: _Held) -> bool:
 
 
 def _final(error: SendError | None, unknown: bool) -> SendError | None:
-    if error is None or not error.retryable or not unknown or isinstance(error, PublishUnknown):
+    if error is None or not unknown or isinstance(error, PublishUnknown):
         return error
     text = f"an earlier try may have been stored, the last one was not: {error}"
     final = PublishUnknown(text)
@@ -303,8 +310,10 @@ def _headers(headers: HeadersLike) -> tuple[tuple[str, str | bytes], ...]:
     checked = check_headers(pairs)
     for name, _ in checked:
         lowered = name.lower()
-        if lowered in OURS or lowered.startswith(("bk-", "ce-", "ce_", "cloudevents")):
-            message = f"header {name!r} is reserved; choose a name that does not begin with bk- or ce-"
+        if lowered == "content-type" or lowered.startswith(_RESERVED) or is_foreign(name):
+            message = (
+                f"header {name!r} is reserved for brokerkit, CloudEvents or a broker; choose another name"
+            )
             raise BadHeader(message)
     return checked
 
@@ -325,17 +334,35 @@ def _extensions(given: Mapping[str, str], delivery: Delivery | None) -> dict[str
                 f"extension {name!r}: CloudEvents names are lower-case letters and digits, values are text"
             )
             raise BadHeader(message)
+        if name in _ATTRIBUTES:
+            message = f"extension {name!r}: this is an attribute of its own, not an extension"
+            raise BadHeader(message)
     if delivery is None:
         return extensions
     incoming = delivery.event
     inherited = incoming.extensions
-    extensions.setdefault("correlationid", inherited.get("correlationid", incoming.id))
-    extensions.setdefault("causationid", incoming.id)
+    passed_on = {
+        "correlationid": inherited.get("correlationid", incoming.id),
+        "causationid": incoming.id,
+        "traceparent": inherited.get("traceparent"),
+        "tracestate": inherited.get("tracestate"),
+    }
+    for name, inherited_value in passed_on.items():
+        if inherited_value and _can_travel(inherited_value):
+            extensions.setdefault(name, inherited_value)
     extensions["causationdepth"] = str(_depth(inherited.get("causationdepth")) + 1)
-    for name in ("traceparent", "tracestate"):
-        if name in inherited:
-            extensions.setdefault(name, inherited[name])
     return extensions
+
+
+def _can_travel(value: str) -> bool:
+    """Say whether a stranger's attribute may be passed on: one that may not must not fail whoever answers it."""
+    if len(value) > _LONGEST_ATTRIBUTE:
+        return False
+    try:
+        check_headers([("inherited", value)])
+    except BadHeader:
+        return False
+    return True
 
 
 def _depth(text: str | None) -> int:
@@ -346,20 +373,6 @@ def _depth(text: str | None) -> int:
     return depth
 
 
-def _with_id(event: Event[bytes], identity: str) -> Event[bytes]:
-    return Event(
-        id=identity,
-        source=event.source,
-        type=event.type,
-        data=event.data,
-        subject=event.subject,
-        time=event.time,
-        datacontenttype=event.datacontenttype,
-        dataschema=event.dataschema,
-        extensions=event.extensions,
-    )
-
-
 def _random_id() -> str:
     return str(uuid.uuid4())
 
@@ -368,14 +381,15 @@ def _derived_id(delivery: Delivery, channel: str, event: Event[bytes], key: byte
     """
     Return the id of what a handler publishes: the same on a second run over the same message.
 
-    Made of the incoming identity, the group, the target, type, key, a hash of the data and the ordinal among equals; a
+    Made of the incoming identity, the group, the target, type, subject, key, the data and the ordinal among equals; a
     handler that puts time or chance into the data gets a new id on a second run.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for part in (*delivery.event.identity, delivery.channel, delivery.group, channel, event.type):
-        digest.update(part.encode("utf-8", "surrogatepass") + b"\x1f")
-    digest.update((b"" if key is None else b"k" + key) + b"\x1f")
-    digest.update(hashlib.blake2b(event.data, digest_size=16).digest())
+    names = (*delivery.event.identity, delivery.channel, delivery.group, channel, event.type, event.subject)
+    parts = [None if name is None else str(name).encode("utf-8", "surrogatepass") for name in names]
+    for part in (*parts, key, event.data):
+        # with its length: whatever a stranger's id holds, no two lists of parts are written alike
+        digest.update(b"-" if part is None else len(part).to_bytes(8, "big") + part)
     if delivery.extra is None:
         delivery.extra = {}
     ordinals: dict[bytes, int] = delivery.extra.setdefault("ordinals", {})
@@ -393,10 +407,12 @@ def _check_attributes(event: Event[bytes]) -> None:
         if not isinstance(value, str) or not value or len(value) > _LONGEST_ATTRIBUTE:
             message = f"event attribute {name}: give text of 1 to {_LONGEST_ATTRIBUTE} characters"
             raise BadHeader(message)
-    for name, value in (
-        ("id", event.id),
-        ("source", event.source),
-        ("type", event.type),
-        *event.extensions.items(),
-    ):
-        check_headers([(name, value)])
+    told = [
+        (name, getattr(event, name)) for name in ("id", "source", "type", "subject") if getattr(event, name)
+    ]
+    check_headers([*told, *event.extensions.items()])
+    if event.when() is None:
+        message = (
+            f"event attribute time: {event.time!r} is no RFC 3339 time, for example 2026-01-31T12:00:00Z"
+        )
+        raise BadHeader(message)

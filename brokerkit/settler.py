@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from brokerkit.adapter import Adapter, Marks, Subscription
 from brokerkit.clock import SYSTEM, Clock
+from brokerkit.context import asked_to_stop
 from brokerkit.copies import STORY_ROOM, dead_copy, retry_copy
 from brokerkit.delivery import Delivery
 from brokerkit.errors import (
@@ -131,9 +132,13 @@ class Settler:
 
     def _judge(self, delivery: Delivery, settlement: DeadLetter) -> None:
         """Close the story with the verdict."""
-        verdict = {"dead": settlement.reason, "n": delivery.attempt, "at": int(self._clock.time() * 1000)}
+        verdict: dict[str, object] = {
+            "dead": str(settlement.reason),
+            "n": delivery.attempt,
+            "at": int(self._clock.time() * 1000),
+        }
         if settlement.detail:
-            verdict["detail"] = clean(settlement.detail)[:1024]
+            verdict["detail"] = clean(str(settlement.detail))[:1024]
         delivery.story.append(verdict)
 
     def mark(self, delivery: Delivery, mark: bytes | None) -> None:
@@ -204,7 +209,9 @@ class Settler:
             return
         try:
             await subscription.mark(marks)
-        except Exception as error:  # noqa: BLE001 - nothing may end the settler
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and asked_to_stop():
+                raise
             _log.warning("%d marks could not be written: %r", len(marks), error)
 
     async def _settle_batch(
@@ -225,7 +232,9 @@ class Settler:
     ) -> Sequence[SettleError | None]:
         try:
             outcomes = await subscription.settle(batch)
-        except Exception as error:  # noqa: BLE001 - nothing may end the settler
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and asked_to_stop():
+                raise
             if not isinstance(error, BrokerkitError):
                 _log.exception("settling raised instead of returning outcomes")
             return [Unavailable(repr(error))] * len(batch)
@@ -313,7 +322,9 @@ class Settler:
             outcomes = await self._adapter.send(to, [message for _, message in ready], after=after)
         except SendError as error:
             return [error] * len(ready)
-        except Exception as error:  # noqa: BLE001 - nothing may end the settler
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and asked_to_stop():
+                raise
             _log.exception("sending raised instead of returning outcomes")
             return [ConnectionLost(repr(error))] * len(ready)
         if len(outcomes) != len(ready):

@@ -33,7 +33,7 @@ Limits
     64 MiB for a message, all of them together bounded by memory only. No persistence, one process.
 
 Native object
-    None.
+    None. `position` is ("0", n), n being the message's place among all that this broker has taken.
 """
 
 from brokerkit.adapters.memory.adapter import MemoryAdapter

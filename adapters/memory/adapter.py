@@ -51,18 +51,10 @@ class MemoryAdapter:
         max_message: int = _MAX_MESSAGE,
         unkind: Unkind | None = None,
     ) -> None:
-        parts = urlsplit(url)
-        given = dict(parse_qsl(parts.query, keep_blank_values=True))
-        if parts.scheme != "memory" or (unknown := given.keys() - {"lease", "max_message"}):
-            what = f"options {sorted(unknown)}" if parts.scheme == "memory" else f"scheme {parts.scheme!r}"
-            message = f"{redacted(url)!r}: unknown {what}; use memory://name?lease=30&max_message=65536"
-            raise ConfigurationError(message)
+        name, given = _read(url)
         self.url = redacted(url)
-        self.lease = _number(url, "lease", given["lease"]) if "lease" in given else lease
-        size = (
-            int(_number(url, "max_message", given["max_message"])) if "max_message" in given else max_message
-        )
-        self.broker: Broker = named(parts.netloc + parts.path.rstrip("/"))
+        self.lease = given.get("lease", lease)
+        self.broker: Broker = named(name)
         self.capabilities = Capabilities(
             order_key=True,
             durable=False,
@@ -72,9 +64,9 @@ class MemoryAdapter:
             log=False,
             lease=self.lease,
             max_delay=_MAX_DELAY,
-            max_message=size,
+            max_message=int(given.get("max_message", max_message)),
         )
-        self.kind = unkind is None
+        self.gentle = unkind is None
         self.dice = Dice(unkind or Unkind(seed=0))
         self.gate = Gate()
         self.subscriptions: dict[MemorySubscription, None] = {}
@@ -164,7 +156,8 @@ class MemoryAdapter:
             stored = self.broker.stored(at)
         first = bisect_right(stored, int(cursor or 0), key=lambda each: each.seq)
         page = stored[first : first + limit]
-        return [Delivery(each.message, at) for each in page], str(page[-1].seq) if page else None
+        found = [Delivery(each.message, at, position=each.position) for each in page]
+        return found, str(page[-1].seq) if page else None
 
     async def groups(self) -> Sequence[tuple[str, str]]:
         """Return the (channel, group) pairs that exist."""
@@ -181,10 +174,10 @@ class MemoryAdapter:
         self._check()
         with self.broker.lock:
             now = asyncio.get_running_loop().time()
-            missing = [(at, start, order) for at, start, order in places if self.broker.missing(at)]
+            missing = [place for place in places if self.broker.missing(place[0])]
             if create:
-                for at, start, order in missing:
-                    self.broker.make(at, order, start, now)
+                for place in missing:
+                    self.broker.make(*place, now)
         return [str(at) for at, _, _ in missing]
 
     async def passed(self) -> None:
@@ -221,7 +214,7 @@ class MemoryAdapter:
             return TooLarge(f"{message.size} bytes with headers; at most {limit}")
         if not after <= _MAX_DELAY:
             return DelayTooLong(f"after={after}: at most {_MAX_DELAY:.0f} seconds")
-        refusal = self.broker.refusal() or (None if self.kind else self._bad_luck())
+        refusal = self.broker.refusal() or (None if self.gentle else self._bad_luck())
         if refusal is not None and not refusal[1]:
             return refusal[0]
         self.broker.store(target, message, now, after)
@@ -233,6 +226,20 @@ class MemoryAdapter:
         if self.dice.hit("unknown_send"):
             return PublishUnknown("the connection broke before the answer came"), self.dice.coin()
         return None
+
+
+def _read(url: str) -> tuple[str, dict[str, float]]:
+    """Return the broker's name and the options in a URL, or raise `ConfigurationError`."""
+    parts = urlsplit(url)
+    given = dict(parse_qsl(parts.query, keep_blank_values=True))
+    unknown = sorted(given.keys() - {"lease", "max_message"})
+    if parts.scheme != "memory" or unknown:
+        what = f"options {unknown}" if unknown else f"scheme {parts.scheme!r}"
+        message = f"{redacted(url)!r}: unknown {what}; use memory://name?lease=30&max_message=65536"
+        raise ConfigurationError(message)
+    return parts.netloc + parts.path.rstrip("/"), {
+        name: _number(url, name, text) for name, text in given.items()
+    }
 
 
 def _number(url: str, name: str, text: str) -> float:

@@ -186,7 +186,7 @@ class Broker:
             return channel is None
         return at.group not in (channel.groups if at.place == "inlet" else channel.dead)
 
-    def make(self, at: Address, order: Order, start: Start, now: float) -> None:
+    def make(self, at: Address, start: Start, order: Order, now: float) -> None:
         """Make an address; the lock is held."""
         if at.group is None:
             self._channel(at.channel, now)

@@ -37,7 +37,9 @@ class Place:
         self.queue: Queue = self._queue(order)
 
     def _queue(self, order: Order) -> Queue:
-        return Slotted() if order == "key" else Competing(self.waiting)
+        if order == "key":
+            return Slotted()
+        return Competing(self.waiting)
 
     def reorder(self, order: Order) -> None:
         """Change the order mode, or raise `ConfigurationError` if a member counts on the old one."""
@@ -52,12 +54,12 @@ class Place:
         for delivery in queued:
             self.queue.add(delivery)
         for _, _, delivery in self.delayed:
-            if delivery.address == self.address or (delivery.arrivals or 1) > 1:
+            if (delivery.arrivals or 1) > 1:  # one that was returned: its key waits for it
                 self.queue.suspend(stored_of(delivery))
 
     def add(self, stored: Stored, address: Address, due: float | None) -> None:
         """Queue a new message, handed out as coming from `address`, not before `due`."""
-        delivery = Delivery(stored.message, address, stored, arrivals=1)
+        delivery = Delivery(stored.message, address, stored, arrivals=1, position=stored.position)
         if due is None:
             self.queue.add(delivery)
         else:
@@ -123,6 +125,7 @@ class Place:
             stored,
             arrivals=(delivery.arrivals or 0) + 1,
             returns=delivery.returns + polite,
+            position=stored.position,
             mark=self.marks.get(stored.seq),
         )
         if due is None:

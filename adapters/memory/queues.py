@@ -53,7 +53,7 @@ class Queue(Protocol):
         """Note that something that was out is not any more."""
         ...
 
-    def tied(self, delivery: Delivery, out: Iterable[Delivery]) -> list[Delivery]:
+    def tied(self, delivery: Delivery, out: Iterable[Delivery], /) -> list[Delivery]:
         """Return those of `out` that are lost together with `delivery`."""
         ...
 

@@ -55,7 +55,7 @@ class MemorySubscription:
             message = f"receive({limit}): ask for at least one"
             raise ValueError(message)
         await _turn()
-        if not self._adapter.kind and not self._closed and self._adapter.dice.hit("drop_connection"):
+        if not self._adapter.gentle and not self._closed and self._adapter.dice.hit("drop_connection"):
             self._adapter.disconnect()
         while True:
             if not self._closed:
@@ -63,7 +63,7 @@ class MemorySubscription:
             with self._broker.lock:
                 batch = self._take(limit)
                 if batch is not None:
-                    return batch if self._adapter.kind else _shuffled(batch, self._adapter.dice)
+                    return batch if self._adapter.gentle else _shuffled(batch, self._adapter.dice)
                 waiter = self._waiter = self.loop.create_future()
                 self._place.waiting[self] = None
                 due = self._place.next_due()
@@ -72,7 +72,7 @@ class MemorySubscription:
     async def settle(self, settled: Sequence[Settled]) -> Sequence[SettleError | None]:
         """End some deliveries; `Stale` for what is no longer held here."""
         await self._adapter.passed()
-        if not self._adapter.kind or self._broker.refused_settlements:
+        if not self._adapter.gentle or self._broker.refused_settlements:
             return [self._settle_unkindly(delivery, settlement) for delivery, settlement in settled]
         outcomes: list[SettleError | None] = [None] * len(settled)
         done: list[

@@ -101,7 +101,7 @@ def list_(settings: Settings, channel: str | None, group: str | None, limit: int
         message = f"--after {after!r} goes on with the listing of one group: give --channel and --group"
         raise click.UsageError(message, click.get_current_context())
 
-    async def page(desk: Desk) -> tuple[list[Letter], str | None]:
+    async def page(desk: Desk) -> "tuple[list[Letter], str | None]":
         places = await desk.places(channel, group)
         found: list[Letter] = []
         following: str | None = None
@@ -150,7 +150,7 @@ def _row(letter: "Letter") -> Sequence[str]:
 def show(settings: Settings, letter_id: str, channel: str | None, group: str | None) -> int:
     """Show one dead letter: the event, the error, the history, the traceback."""
 
-    async def find(desk: Desk) -> list[Letter]:
+    async def find(desk: Desk) -> "list[Letter]":
         places = await desk.places(channel, group)
         found = [await desk.letters(*place).show(letter_id) for place in places]
         return [letter for letter in found if letter is not None]
@@ -268,7 +268,7 @@ class _Act:
         return self._report(self._at(self._do))
 
     def _at(self, work: "Callable[[DeadLetters], Awaitable[list[Outcome]]]") -> "list[Outcome]":
-        async def on(desk: Desk) -> list[Outcome]:
+        async def on(desk: Desk) -> "list[Outcome]":
             ((channel, group),) = await desk.places(self._channel, self._group)
             return await work(desk.letters(channel, group))
 

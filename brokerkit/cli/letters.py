@@ -36,6 +36,7 @@ def as_item(letter: "Letter", *, whole: bool = False) -> dict[str, Any]:
     """Return the object that `-o json` prints; whole, with traceback, history and data."""
     from brokerkit.cli.records import shown_data, shown_headers
 
+    event = _event(letter)
     item: dict[str, Any] = {
         "id": letter.id,
         "source": letter.source,
@@ -52,12 +53,12 @@ def as_item(letter: "Letter", *, whole: bool = False) -> dict[str, Any]:
         "first_failure": when(letter.first_failure),
         "last_failure": when(letter.last_failure),
         "position": None if letter.position is None else "/".join(map(str, letter.position)),
-        "content_type": letter.content_type,
+        "content_type": event.datacontenttype,
         "headers": shown_headers(letter.headers),
     }
     if not whole:
         return item
-    return item | {"trace": letter.trace, "history": list(letter.history)} | shown_data(_event(letter).data)
+    return item | {"trace": letter.trace, "history": list(letter.history)} | shown_data(event.data)
 
 
 def _event(letter: "Letter") -> "Event[bytes]":

@@ -59,10 +59,15 @@ def engine_for(name: str) -> AsyncEngine:
     Return the engine of one service's own database.
 
     One connection for each process: SQLite has one writer at a time anyhow, and waiting in the pool's queue is
-    fairer and cheaper than waiting at the file's lock.
+    fairer and cheaper than waiting at the file's lock. Every transaction here ends by itself, so that a connection needs no
+    rollback on its way back to the pool.
     """
     engine = create_async_engine(
-        f"sqlite+aiosqlite:///{database(name)}", pool_size=1, max_overflow=0, pool_timeout=120
+        f"sqlite+aiosqlite:///{database(name)}",
+        pool_size=1,
+        max_overflow=0,
+        pool_timeout=120,
+        pool_reset_on_return=None,
     )
     event.listen(engine.sync_engine, "connect", _relax)
     return engine

@@ -12,6 +12,8 @@ from brokerkit.message import Header
 
 __all__ = ["Letter", "read_letter"]
 
+_LATEST = 1 << 53
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Letter:
@@ -95,7 +97,7 @@ def died_at(story: Sequence[dict[str, Any]]) -> float | None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LATEST
 
 
 def _text(entry: dict[str, Any], name: str) -> str:

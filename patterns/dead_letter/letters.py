@@ -156,7 +156,7 @@ class DeadLetters:
         while True:
             letters, cursor = await self.list(_BATCH if self._browsable else self.hold, cursor)
             for letter in letters:
-                if selection.wants(letter.id, None):
+                if selection.names(letter.id):
                     selection.add(Outcome(id=letter.id, result="would_redrive", letter=letter))
             if cursor is None or not letters:
                 return selection.outcomes()
@@ -185,7 +185,7 @@ class DeadLetters:
         while True:
             found, cursor = await self._adapter.browse(self._dead, cursor=cursor, limit=_BATCH)
             for delivery in found:
-                if self._read(delivery) and selection.wants(delivery.event.id, None):
+                if self._read(delivery) and selection.names(delivery.event.id):
                     if delivery.position is None:
                         return None
                     places.add(delivery.position)
@@ -199,9 +199,7 @@ class DeadLetters:
         others: Deliveries = []
         for delivery in batch:
             wanted = self._read(delivery) and (
-                selection.wants(delivery.event.id, died_at(delivery.story))
-                if places is None
-                else delivery.position in places
+                selection.wants(delivery) if places is None else delivery.position in places
             )
             if wanted and places is not None and delivery.position is not None:
                 places.discard(delivery.position)
@@ -242,19 +240,28 @@ class _Selection:
         self._ids = None if ids is None else dict.fromkeys(ids)
         self._begun = begun
         self._outcomes: list[Outcome] = []
+        self._sent: set[tuple[str, str, int]] = set()
 
     @property
     def nothing(self) -> bool:
         return self._ids is not None and not self._ids
 
-    def wants(self, letter_id: str, died: float | None) -> bool:
-        """Whether a letter is selected; one that died after the call began is not."""
+    def names(self, letter_id: str) -> bool:
+        return self._ids is None or letter_id in self._ids
+
+    def wants(self, delivery: Delivery) -> bool:
+        """Whether a letter is selected; one that died after the call began, or again after it was redriven, is not."""
+        died = died_at(delivery.story)
         if died is not None and died > self._begun:
             return False
-        return self._ids is None or letter_id in self._ids
+        earlier = (*delivery.event.identity, delivery.run - 1)
+        return self.names(delivery.event.id) and earlier not in self._sent
 
     def add(self, *outcomes: Outcome) -> None:
         self._outcomes += outcomes
+        for outcome in outcomes:
+            if outcome.letter is not None:
+                self._sent.add((outcome.letter.source, outcome.id, outcome.letter.runs))
 
     def outcomes(self) -> list[Outcome]:
         seen = {outcome.id for outcome in self._outcomes}

@@ -14,19 +14,17 @@ import pytest
 
 from brokerkit.context import current
 from brokerkit.delivery import Delivery
-from brokerkit.engine import Intake
 from brokerkit.errors import Closed, ConnectionLost, Stale, TooLarge, Unavailable
-from brokerkit.hooks import Alarm, HookEvent, Settled, Started
+from brokerkit.hooks import HookEvent, Settled, Started
+from brokerkit.intake import Intake
 from brokerkit.message import Address, Message
 from brokerkit.settlement import ACK, Ack, DeadLetter, Retry, Settle, Settlement
 from brokerkit.testing.clock import VirtualLoop, run_virtual
 from tests.core.fakes import (
     CHANNEL,
-    DEAD,
     GROUP,
     INLET,
     FakeAdapter,
-    MarkingSubscription,
     Rig,
     acks,
     event_message,
@@ -817,6 +815,23 @@ class TestLoss:
             assert rig.engine.counts.out == 0
 
     @virtual
+    async def test_a_copy_that_waits_for_its_turn_is_still_sent_within_the_seconds(self) -> None:
+        adapter = FakeAdapter()
+
+        async def handler(delivery: Delivery) -> Settlement:
+            await asyncio.sleep(int(name_of(delivery)[1:]))
+            return Retry(60)
+
+        async with Rig(handler, adapter=adapter) as rig:
+            adapter.sending.clear()
+            adapter.put(*numbered(2, start=1))
+            await until(lambda: len(rig.ended) == 2)
+            asyncio.get_running_loop().call_later(1, adapter.sending.set)
+            await rig.adapter.subscription.lose(list(rig.adapter.subscription.out), 10)
+            assert len(adapter.sent) == 2
+            assert len(adapter.settled) == 2
+
+    @virtual
     async def test_room_that_a_loss_makes_is_used_at_once(self) -> None:
         async with Rig(sleeper(3600), order="key", prefetch=4, hold_limit=4, concurrency=4) as rig:
             rig.adapter.put(*numbered(8, "hot"))
@@ -908,7 +923,7 @@ class TestReconnect:
             rig.adapter.put(*numbered(1))
             await rig.quiet()
             assert rig.codes == ["intake_failed"]
-            assert "taking messages of orders/billing failed" in caplog.text
+            assert "orders/billing: ValueError: a bug in a client; subscribing again" in caplog.text
 
     @virtual
     async def test_a_cancelled_error_of_a_client_does_not_end_the_reader(self) -> None:
@@ -990,8 +1005,7 @@ class TestReconnect:
 class TestIntake:
     def test_reasons_are_a_set_and_only_the_last_release_opens(self) -> None:
         opened: list[int] = []
-        intake = Intake()
-        intake.listen(lambda: opened.append(len(intake.reasons)))
+        intake = Intake(lambda: opened.append(len(intake.reasons)))
         intake.hold("a")
         intake.hold("a")
         intake.hold("b")
@@ -1526,7 +1540,7 @@ class TestSuspects:
 
     @pytest.mark.parametrize("error", [Unavailable("down"), Closed("down"), OSError("down")])
     @virtual
-    async def test_a_mark_that_cannot_be_written_does_not_stop_the_group(self, error: Exception) -> None:
+    async def test_without_its_mark_none_starts_and_the_others_go_on(self, error: Exception) -> None:
         adapter = FakeAdapter()
 
         def on_mark(delivery: Delivery, mark: bytes | None) -> Unavailable | None:
@@ -1536,11 +1550,21 @@ class TestSuspects:
 
         adapter.on_mark = on_mark
         async with Rig(adapter=adapter) as rig:
-            adapter.put(event_message("s"), event_message("t"), arrivals=2)
+            adapter.put(event_message("s", "s"), event_message("t"), arrivals=2)
             adapter.put(*numbered(3))
-            await until(lambda: len(set(rig.begun)) == 5, within=120)
+            adapter.put(event_message("after", "s"))
+            await until(lambda: len(rig.begun) == 4, within=30)
+            await asyncio.sleep(60)
+            assert sorted(rig.begun) == ["after", "e0", "e1", "e2"]
+            for number in range(3, 10):
+                adapter.put(event_message(f"e{number}"))
+                await until(lambda number=number: f"e{number}" in rig.begun, within=1)  # type: ignore[misc]
+                await asyncio.sleep(0.7)
             adapter.on_mark = lambda delivery, mark: None
+            await until(lambda: {"s", "t"} <= set(rig.ended), within=120)
             await rig.quiet()
+            assert len(rig.begun) == 13
+            assert {delivery.attempt for delivery, _ in adapter.settled} == {1}
 
     @virtual
     async def test_taking_a_mark_back_is_tried_until_it_succeeds(self) -> None:
@@ -1555,10 +1579,8 @@ class TestSuspects:
         adapter.on_mark = on_mark
         async with Rig(fail_first(1, 5.0, counts=False), adapter=adapter) as rig:
             adapter.put(event_message("s"), arrivals=2)
-            await until(lambda: len(rig.ended) == 1)
-            await until(lambda: bool(adapter.queue) or len(rig.ended) == 2, within=60)
-            marks = [entry[2] for entry in adapter.trace if entry[0] in ("mark", "return")][:2]
-            assert marks == [1, 0]
+            await until(lambda: len(adapter.settled) == 1)
+            assert adapter.trace[:3] == [("mark", "s", 1), ("mark", "s", 0), ("return", "s")]
 
     @pytest.mark.parametrize("marks", [True, False])
     @virtual
@@ -1601,26 +1623,22 @@ class TestSuspects:
         adapter.put(event_message("poison"), *(event_message(name) for name in innocents))
         for _ in range(10):
             die = asyncio.Event()
+            others = asyncio.all_tasks()
             rig = Rig(handler, adapter=adapter)
             await rig.engine.start()
-            waiting = asyncio.create_task(die.wait())
-            done = asyncio.create_task(rig.quiet())
-            await asyncio.wait([waiting, done], return_when=asyncio.FIRST_COMPLETED)
+            process = asyncio.all_tasks() - others
+            await until(lambda: die.is_set() or not (adapter.queue or rig.engine.counts.out))
             if not die.is_set():
-                waiting.cancel()
                 await rig.stopped(1)
                 break
             deaths += 1
-            done.cancel()
             subscription = adapter.subscription
             subscription._fence(list(subscription.out))
             subscription.closed = True
-            adapter.settling.set()
-            rig.engine._stopping = True
-            for delivery, task in list(rig.engine._running.values()):
-                delivery.stopped = "dead"
+            process |= asyncio.all_tasks() - others
+            for task in process:
                 task.cancel()
-            await turns(30)
+            await asyncio.wait(process, timeout=10)
         assert [name_of(message) for message in adapter.dead] == ["poison"]
         assert deaths <= 5
         assert sorted({name_of(each) for each, _ in adapter.settled} - {"poison"}) == sorted(innocents)
@@ -1748,7 +1766,8 @@ class TestVersionsAndLoops:
             ((delivery, settlement),) = [
                 each for each in rig.adapter.settled if name_of(each[0]) == "new"
             ]
-            assert settlement == Retry(30.0, "too_new", counts=False)
+            assert isinstance(settlement, Retry)
+            assert (settlement.after, settlement.counts) == (30.0, False)
             assert rig.codes == ["too_new"]
             assert rig.alarms[0].delivery is delivery
             assert "upgrade this consumer" in rig.alarms[0].text
@@ -1812,8 +1831,55 @@ class TestWorkers:
             await until(lambda: len(rig.begun) == 3)
             assert len(rig.engine._workers) == 1
 
+    @virtual
+    async def test_a_bug_while_concluding_costs_no_budget_and_blocks_no_key(self) -> None:
+        async with Rig(concurrency=1, order="key") as rig:
+            settle = rig.engine.settler.settle
+            broken = True
 
-def test_the_alarm_of_a_hook_is_a_value() -> None:
-    assert Alarm("code", "text") == Alarm("code", "text", None)
-    assert DEAD.place == "dead"
-    assert issubclass(MarkingSubscription, object)
+            def fails_once(delivery: Delivery, settlement: Ack | Retry) -> None:
+                nonlocal broken
+                if broken:
+                    broken = False
+                    raise RuntimeError("a bug of ours")
+                settle(delivery, settlement)
+
+            rig.engine.settler.settle = fails_once  # type: ignore[method-assign]
+            rig.adapter.put(*numbered(3, "a"))
+            await until(lambda: "e2" in rig.ended, within=120)
+            await rig.quiet()
+
+    @virtual
+    async def test_a_cancelled_error_of_a_client_does_not_end_the_settling(self) -> None:
+        adapter = FakeAdapter()
+        odd = 2
+
+        def on_settle(delivery: Delivery, settlement: Ack | Retry) -> None:
+            nonlocal odd
+            odd -= 1
+            if odd >= 0:
+                raise asyncio.CancelledError
+
+        adapter.on_settle = on_settle
+        async with Rig(adapter=adapter) as rig:
+            adapter.put(*numbered(3))
+            await until(lambda: len(adapter.settled) == 3, within=60)
+            await rig.quiet()
+            assert len(rig.begun) == 3
+
+    @virtual
+    async def test_a_cancelled_error_of_a_client_does_not_end_the_copying(self) -> None:
+        adapter = FakeAdapter()
+        odd = 2
+
+        def on_send(to: Address, message: Message) -> None:
+            nonlocal odd
+            odd -= 1
+            if odd >= 0:
+                raise asyncio.CancelledError
+
+        adapter.on_send = on_send
+        async with Rig(fail_first(1), adapter=adapter) as rig:
+            adapter.put(*numbered(3))
+            await until(lambda: len(rig.begun) == 6, within=60)
+            await rig.quiet()

@@ -1,8 +1,8 @@
 """
 A process that handles the same events as others do, and may be killed at any moment.
 
-Usage: consumer.py FOLDER PATTERN COUNT SEED. It handles the events 0 ... COUNT-1 in an order of its own, again and again until
-each was acked, and writes a row into the ledger for every effect. The ledger has no unique key: it counts what happened.
+Usage: consumer.py FOLDER PATTERN COUNT SEED. At a line
+on its standard input it begins to handle the events 0 ... COUNT-1 in an order of its own, again and again until each was acked, and writes a row into the ledger for every effect. The ledger has no unique key: it counts what happened.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ def inboxed(engine: AsyncEngine, chance: random.Random) -> Handler:
         connection = delivery.extra["connection"]
         await connection.execute(insert(LEDGER).values(event=delivery.event.id, what="first"))
         print("inside", flush=True)
-        await asyncio.sleep(chance.uniform(0, 0.002))
+        await asyncio.sleep(chance.uniform(0, 0.01))
         await connection.execute(insert(LEDGER).values(event=delivery.event.id, what="second"))
         if chance.random() < 0.05:
             message = "bad luck"
@@ -48,7 +48,7 @@ def deduped(engine: AsyncEngine, chance: random.Random) -> Handler:
         async with engine.begin() as connection:
             await connection.execute(insert(LEDGER).values(event=delivery.event.id, what="begun"))
         print("inside", flush=True)
-        await asyncio.sleep(chance.uniform(0, 0.002))
+        await asyncio.sleep(chance.uniform(0, 0.01))
         async with engine.begin() as connection:
             await connection.execute(insert(LEDGER).values(event=delivery.event.id, what="ended"))
         return ACK
@@ -61,6 +61,7 @@ async def main(folder: str, pattern: str, count: int, seed: int) -> None:
     engine = create_async_engine(f"sqlite+aiosqlite:///{folder}/shop.db")
     handler = {"inbox": inboxed, "dedupe": deduped}[pattern](engine, chance)
     open_events = [f"e-{number}" for number in range(count)]
+    await asyncio.to_thread(sys.stdin.readline)
     while open_events:
         chance.shuffle(open_events)
         batch = open_events[:4]

@@ -386,7 +386,8 @@ def test_a_lease_longer_than_a_lane_may_be_held_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"lease": 0}, {"lease": float("nan")}, {"window": -1}, {"lease": 60, "window": 30}, {"lease": "x"}]
+    "arguments",
+    [{"lease": 0}, {"lease": float("nan")}, {"window": -1}, {"lease": 60, "window": 30}, {"lease": "x"}],
 )
 def test_what_makes_no_sense_is_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):

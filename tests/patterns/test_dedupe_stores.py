@@ -19,7 +19,11 @@ from brokerkit.patterns.dedupe.sql import SqlStore
 
 LEASE, WINDOW = 30.0, 300.0
 
-SCOPES: list[Scope] = [("orders", "billing", "/shop", "e-1"), ("orders", "billing", "/shop", "E-1"), ("orders", "mail", "/shop", "e-1")]
+SCOPES: list[Scope] = [
+    ("orders", "billing", "/shop", "e-1"),
+    ("orders", "billing", "/shop", "E-1"),
+    ("orders", "mail", "/shop", "e-1"),
+]
 
 
 class Machine(RuleBasedStateMachine):

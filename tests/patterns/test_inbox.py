@@ -18,7 +18,13 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.exc import IntegrityError, OperationalError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
 
 from brokerkit.delivery import Delivery
 from brokerkit.errors import ConfigurationError, HandlerResultError, HandlerTimeout
@@ -87,7 +93,15 @@ async def test_work_and_record_are_there_together_and_a_second_copy_is_acked_wit
 
 
 @pytest.mark.parametrize(
-    "end", [Retry(3), Retry(3, counts=False), DeadLetter(), ValueError("x"), Settle(Retry(3)), asyncio.CancelledError()]
+    "end",
+    [
+        Retry(3),
+        Retry(3, counts=False),
+        DeadLetter(),
+        ValueError("x"),
+        Settle(Retry(3)),
+        asyncio.CancelledError(),
+    ],
 )
 async def test_whatever_is_not_an_ack_leaves_neither_work_nor_record(
     engine: AsyncEngine, end: Settlement | BaseException
@@ -186,7 +200,9 @@ async def test_two_copies_at_once_run_the_handler_once(engine: AsyncEngine) -> N
 
 
 @pytest.mark.parametrize("sessions", [False, True])
-async def test_a_handler_that_commits_itself_fails_and_nothing_is_kept(engine: AsyncEngine, sessions: bool) -> None:
+async def test_a_handler_that_commits_itself_fails_and_nothing_is_kept(
+    engine: AsyncEngine, sessions: bool
+) -> None:
     options = {"sessions": async_sessionmaker(engine)} if sessions else {}
     pattern = await made(engine, **options)
     name = "session" if sessions else "connection"
@@ -244,7 +260,9 @@ async def test_a_savepoint_that_fails_spoils_nothing(engine: AsyncEngine) -> Non
     assert await recorded(pattern, engine) == 1
 
 
-async def test_a_transaction_that_the_database_undid_behind_the_handler_is_never_acked(engine: AsyncEngine) -> None:
+async def test_a_transaction_that_the_database_undid_behind_the_handler_is_never_acked(
+    engine: AsyncEngine,
+) -> None:
     """As MySQL does at a deadlock, and PostgreSQL in effect after any error."""
     pattern = await made(engine)
 

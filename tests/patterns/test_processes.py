@@ -20,8 +20,9 @@ from tests.patterns.consumer import LEDGER
 T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
-COUNT = 150
-KILLS = 12
+SCALE = 10 if os.environ.get("FAULT_SCALE") == "1" else 1
+COUNT = 300
+KILLS = 6
 
 
 def with_engine(folder: Path, work: Callable[[AsyncEngine], Awaitable[T]]) -> T:
@@ -54,50 +55,65 @@ def consumer(folder: Path, pattern: str, seed: int) -> "subprocess.Popen[str]":
         [sys.executable, "-m", "tests.patterns.consumer", str(folder), pattern, str(COUNT), str(seed)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def run_with_kills(folder: Path, pattern: str) -> int:
+def begin(process: "subprocess.Popen[str]") -> None:
+    assert process.stdin is not None
+    process.stdin.write("go\n")
+    process.stdin.flush()
+
+
+def run_with_kills(folder: Path, pattern: str, seed: int) -> int:
     """Let a steady process and one that is killed inside handlers do the work; return how many kills there were."""
-    chance = random.Random(1)
-    steady = consumer(folder, pattern, 0)
+    chance = random.Random(seed)
+    steady, last, *victims = (consumer(folder, pattern, 100 * seed + n) for n in range(KILLS + 2))
     killed = 0
-    for kill in range(1, KILLS + 1):
-        victim = consumer(folder, pattern, kill)
-        assert victim.stdout is not None
-        for _ in range(chance.randint(1, 8)):
-            if not victim.stdout.readline():
-                break
-        else:
-            killed += 1
-        victim.kill()
-        victim.communicate()
-    for process in (steady, consumer(folder, pattern, 99)):
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+    try:
+        begin(steady)
+        for victim in victims:
+            begin(victim)
+            assert victim.stdout is not None
+            lines = [victim.stdout.readline() for _ in range(chance.randint(1, 8))]
+            victim.kill()
+            victim.communicate()
+            killed += lines[-1] != ""
+        begin(last)
+        for process in (steady, last):
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
+    finally:
+        for process in (steady, last, *victims):
+            process.kill()
+            process.communicate()
     return killed
 
 
 @pytest.mark.faults
-def test_an_inbox_loses_nothing_and_doubles_nothing_over_processes_and_kills(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", range(SCALE))
+def test_an_inbox_loses_nothing_and_doubles_nothing_over_processes_and_kills(
+    tmp_path: Path, seed: int
+) -> None:
     with_engine(tmp_path, make_tables)
-    killed = run_with_kills(tmp_path, "inbox")
+    killed = run_with_kills(tmp_path, "inbox", seed)
     ledger = with_engine(tmp_path, read_ledger)
-    assert killed > KILLS // 2
+    assert killed == KILLS
     assert Counter(ledger) == Counter((f"e-{n}", what) for n in range(COUNT) for what in ("first", "second"))
 
 
 @pytest.mark.faults
-def test_dedupe_loses_nothing_and_doubles_only_what_a_kill_interrupted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", range(SCALE))
+def test_dedupe_loses_nothing_and_doubles_only_what_a_kill_interrupted(tmp_path: Path, seed: int) -> None:
     with_engine(tmp_path, make_tables)
-    killed = run_with_kills(tmp_path, "dedupe")
+    killed = run_with_kills(tmp_path, "dedupe", seed)
     ledger = with_engine(tmp_path, read_ledger)
     ended = Counter(event for event, what in ledger if what == "ended")
     begun = Counter(event for event, what in ledger if what == "begun")
-    assert killed > KILLS // 2
+    assert killed == KILLS
     assert set(ended) == {f"e-{n}" for n in range(COUNT)}
     # A batch holds four: a kill can interrupt that many handlings, and only these may run a second time
     assert sum(begun.values()) - COUNT <= 4 * KILLS

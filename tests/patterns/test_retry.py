@@ -60,7 +60,9 @@ async def test_a_failure_becomes_a_counted_retry_that_says_why() -> None:
 
 async def test_the_story_has_one_entry_for_each_failure_and_only_the_last_has_a_trace() -> None:
     delivery = delivery_of()
-    handler = retry(attempts=3, wait=tenacity.wait_fixed(0), clock=Wall(12.3456))(ending(ValueError("a"), KeyError("b"), OSError("c")))
+    handler = retry(attempts=3, wait=tenacity.wait_fixed(0), clock=Wall(12.3456))(
+        ending(ValueError("a"), KeyError("b"), OSError("c"))
+    )
     assert (await handler(delivery)) == DeadLetter("exhausted", "attempt 3 of 3: OSError: c")
     assert [(entry["n"], entry["type"], entry["message"], entry["at"]) for entry in delivery.story] == [
         (1, "ValueError", "a", 12345),
@@ -70,7 +72,17 @@ async def test_the_story_has_one_entry_for_each_failure_and_only_the_last_has_a_
     assert ["trace" in entry for entry in delivery.story] == [False, False, True]
 
 
-@pytest.mark.parametrize("error", [ConnectionError("x"), ConnectionResetError("x"), HandlerTimeout("x"), HandlerCancelled("x"), ConnectionLost("x"), Closed("x")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionError("x"),
+        ConnectionResetError("x"),
+        HandlerTimeout("x"),
+        HandlerCancelled("x"),
+        ConnectionLost("x"),
+        Closed("x"),
+    ],
+)
 async def test_what_may_pass_is_tried_again_whatever_on_names(error: Exception) -> None:
     assert isinstance(await retry(on=ConnectionError)(ending(error))(delivery_of(order="key")), Retry)
 
@@ -82,7 +94,9 @@ async def test_what_cannot_pass_is_a_dead_letter_at_once(error: Exception) -> No
 
 
 async def test_a_broken_payload_is_a_dead_letter_at_once_with_its_own_reason() -> None:
-    assert await retry()(ending(DecodeError("bad json")))(delivery_of()) == DeadLetter("decode_error", "DecodeError: bad json")
+    assert await retry()(ending(DecodeError("bad json")))(delivery_of()) == DeadLetter(
+        "decode_error", "DecodeError: bad json"
+    )
 
 
 async def test_what_is_given_up_on_is_not_tried_again() -> None:
@@ -98,7 +112,9 @@ async def test_what_is_given_up_on_is_not_tried_again() -> None:
         ([HandlerTimeout(), ConnectionError()], True),
     ],
 )
-async def test_a_group_of_errors_is_tried_again_if_all_of_them_are(errors: list[Exception], again: bool) -> None:
+async def test_a_group_of_errors_is_tried_again_if_all_of_them_are(
+    errors: list[Exception], again: bool
+) -> None:
     handler = retry(on=ConnectionError)(ending(ExceptionGroup("several", errors)))
     assert isinstance(await handler(delivery_of(order="key")), Retry) is again
 
@@ -129,7 +145,9 @@ async def test_the_most_derived_rule_wins_before_everything_else() -> None:
     pattern = retry(rules=rules, give_up_on=ConnectionError)
     assert await pattern(ending(OSError()))(delivery_of()) == DeadLetter("rejected")
     assert await pattern(ending(ConnectionResetError("done already")))(delivery_of()) is ACK
-    assert await pattern(ending(ConnectionResetError("x")))(delivery_of()) == DeadLetter("unrecoverable", "ConnectionResetError: x")
+    assert await pattern(ending(ConnectionResetError("x")))(delivery_of()) == DeadLetter(
+        "unrecoverable", "ConnectionResetError: x"
+    )
 
 
 async def test_a_broken_rule_costs_no_message() -> None:
@@ -169,7 +187,9 @@ async def test_attempts_are_counted_from_the_delivery_not_from_the_process() -> 
 
 async def test_the_last_wait_is_cut_to_the_deadline_and_then_it_is_over() -> None:
     wall = Wall(1000.0)
-    handler = retry(attempts=None, deadline=60, wait=tenacity.wait_fixed(45), clock=wall)(ending(ValueError("x")))
+    handler = retry(attempts=None, deadline=60, wait=tenacity.wait_fixed(45), clock=wall)(
+        ending(ValueError("x"))
+    )
     assert await handler(delivery_of(first=1000.0)) == Retry(after=45, reason="ValueError: x")
     wall.now = 1045.0
     assert await handler(delivery_of(first=1000.0)) == Retry(after=15, reason="ValueError: x")
@@ -196,7 +216,9 @@ def test_a_short_wait_keeps_the_slot_and_takes_exactly_that_long() -> None:
 @pytest.mark.parametrize(("order", "wait"), [("key", 0.5), ("key", 0), ("none", 1.0)])
 async def test_a_long_wait_and_any_wait_of_a_lane_leaves_the_slot(order: Any, wait: float) -> None:
     handler = ending(ValueError("x"))
-    assert await retry(wait=tenacity.wait_fixed(wait))(handler)(delivery_of(order=order)) == Retry(after=wait, reason="ValueError: x")
+    assert await retry(wait=tenacity.wait_fixed(wait))(handler)(delivery_of(order=order)) == Retry(
+        after=wait, reason="ValueError: x"
+    )
     assert handler.calls == [1]
 
 
@@ -288,12 +310,22 @@ async def test_the_story_of_a_message_that_fails_for_days_stays_short() -> None:
         (tenacity.wait_exponential_jitter(max=60, jitter=3), 5000, 60.0),
         (tenacity.wait_incrementing(1, 10, 500), 4, 21.0),
         (tenacity.wait_fixed(3) + tenacity.wait_random(0, 2), 5, 5.0),
-        (tenacity.wait_chain(tenacity.wait_fixed(1), tenacity.wait_random(0, 600), tenacity.wait_fixed(2)), 3, 600.0),
-        (tenacity.wait_chain(tenacity.wait_fixed(1), tenacity.wait_random(0, 600), tenacity.wait_fixed(2)), 2, 1.0),
+        (
+            tenacity.wait_chain(tenacity.wait_fixed(1), tenacity.wait_random(0, 600), tenacity.wait_fixed(2)),
+            3,
+            600.0,
+        ),
+        (
+            tenacity.wait_chain(tenacity.wait_fixed(1), tenacity.wait_random(0, 600), tenacity.wait_fixed(2)),
+            2,
+            1.0,
+        ),
         (tenacity.wait_exception(lambda error: float(str(error))), 5, 0.0),
     ],
 )
-def test_the_longest_wait_of_a_known_strategy_is_exact(strategy: Any, attempts: int | None, longest: float) -> None:
+def test_the_longest_wait_of_a_known_strategy_is_exact(
+    strategy: Any, attempts: int | None, longest: float
+) -> None:
     assert longest_wait(strategy, attempts) == longest
 
 
@@ -309,7 +341,10 @@ def test_the_longest_wait_of_an_unknown_strategy_is_asked_for() -> None:
 
 def test_a_lane_that_would_be_held_too_long_is_refused_by_name_and_figure() -> None:
     pattern = retry(attempts=12, wait=tenacity.wait_random_exponential(multiplier=1, max=900))
-    with pytest.raises(ConfigurationError, match=r"shop\.charge \(orders/billing\).* 900 s .*max_hold \(300 s\).*lower maximum"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"shop\.charge \(orders/billing\).* 900 s .*max_hold \(300 s\).*lower maximum",
+    ):
         pattern.check(place_of(order="key"))
     pattern.check(place_of(order="key", max_hold=900))
     pattern.check(place_of(order="none"))

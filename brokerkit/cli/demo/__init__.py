@@ -31,7 +31,7 @@ __all__ = ["demo"]
     "--events", type=click.IntRange(min=100), default=5200, show_default=True, help="Distinct events to publish."
 )
 @click.option(
-    "--kills", type=click.IntRange(min=0), default=18, show_default=True, help="Processes to end by SIGKILL."
+    "--kills", type=click.IntRange(min=0), default=15, show_default=True, help="Processes to end by SIGKILL."
 )
 @click.option("--seed", type=int, default=1, show_default=True, help="Chooses repositories, trouble and victims.")
 @click.option(

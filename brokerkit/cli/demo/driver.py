@@ -7,7 +7,7 @@ One run from the first process to the counts.
 import asyncio
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -107,12 +107,16 @@ class _Run:
     async def _load(self) -> None:
         """Publish everything, and kill meanwhile."""
         producer = python_module(f"{PACKAGE}.producer", str(self._plan.events))
-        work = asyncio.gather(self._run("producer", producer), self._killer.run())
+        tasks = [
+            asyncio.create_task(self._run("producer", producer)),
+            asyncio.create_task(self._killer.run()),
+        ]
         try:
-            await self._until(lambda: _ended(work))
+            await self._until(lambda: _ended(tasks))
         finally:
-            work.cancel()
-            await asyncio.wait([work])
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _redrive(self) -> None:
         """Send every dead letter back to the group that failed it, and keep what the command says of each."""
@@ -185,8 +189,9 @@ class _Run:
             return None
 
 
-async def _ended(work: "asyncio.Future[Any]") -> bool:
-    if not work.done():
-        return False
-    work.result()
-    return True
+async def _ended(tasks: Sequence["asyncio.Task[Any]"]) -> bool:
+    """Whether all of them are done; raises what one of them has raised, as soon as it has."""
+    ended = [task for task in tasks if task.done()]
+    for task in ended:
+        task.result()
+    return len(ended) == len(tasks)

@@ -78,7 +78,9 @@ class DeadPlace:
         assert bodies(await pages(bench, dead(bench.name()), 10)) == sent
         assert bodies(await pages(bench, dead(bench.name()), 25)) == sent
         letters = await bench.member(place="dead")
+        found = {each.message.body: each.position for each in await pages(bench, dead(bench.name()), 25)}
         taken = await letters.take(25)
+        assert {each.message.body: each.position for each in taken} == found
         assert sorted(bodies(taken), key=int) == sent
         await letters.ack(each for each in taken if int(each.message.body) > 4)
         assert bodies(await pages(bench, dead(bench.name()), 3)) == sent[:5]

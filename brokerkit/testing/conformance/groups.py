@@ -5,13 +5,12 @@ Groups: every group sees every message, its members share them, and no group not
 # A test's name is its sentence, its numbers are the expected ones.
 # ruff: noqa: D102
 
-import asyncio
-
 from brokerkit.adapter import Order, Start
 from brokerkit.message import Address
 from brokerkit.settlement import Retry
 from brokerkit.testing.conformance.bench import Bench, bodies, inlet
 from brokerkit.testing.conformance.gate import needs, spared_by
+from brokerkit.testing.conformance.member import share
 
 __all__ = ["Groups"]
 
@@ -30,12 +29,8 @@ class Groups:
         members = [await bench.member(), await bench.member(), await bench.member(adapter=bench.first)]
         sent = [str(number) for number in range(120)]
         await bench.send(bench.first, bench.name(), sent)
-        held: list[str] = []
-        async with asyncio.timeout(bench.patience):
-            while len(held) < len(sent):
-                for member in members:
-                    held += bodies(await member.some(0.05, limit=10))
-        assert sorted(held, key=int) == sent
+        held = await share(members, len(sent), bench.patience)
+        assert sorted(bodies([*held[0], *held[1], *held[2]]), key=int) == sent
 
     async def test_settling_in_one_group_changes_nothing_in_another(self, bench: Bench) -> None:
         one, two = await bench.member(group="one"), await bench.member(group="two")

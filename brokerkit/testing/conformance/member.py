@@ -5,15 +5,16 @@ A member of a group as the tests use it: waits are bounded, and what was lost is
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from brokerkit.adapter import Adapter, Order, Start, Subscription
 from brokerkit.delivery import Delivery
 from brokerkit.message import Address
 from brokerkit.settlement import ACK
 
-__all__ = ["Member", "bodies", "join"]
+__all__ = ["Member", "bodies", "join", "share"]
 
-QUIET = 0.15
+QUIET = 0.1
 """Seconds in which nothing may come, where there is no event that says so."""
 
 
@@ -82,6 +83,24 @@ class Member:
         """Close the subscription."""
         async with asyncio.timeout(self.patience):
             await self.subscription.close()
+
+
+class Taker(Protocol):
+    """A member, here or elsewhere."""
+
+    async def some(self, seconds: float) -> list[Delivery]:
+        """Receive what comes within so many seconds."""
+        ...
+
+
+async def share(members: Sequence[Taker], count: int, patience: float) -> list[list[Delivery]]:
+    """Receive with several members, turn by turn, until they have so many together; return what each has."""
+    taken: list[list[Delivery]] = [[] for _ in members]
+    async with asyncio.timeout(patience):
+        while sum(map(len, taken)) < count:
+            for mine, member in zip(taken, members, strict=True):
+                mine.extend(await member.some(0.05))
+    return taken
 
 
 async def join(

@@ -13,6 +13,7 @@ from brokerkit.delivery import Delivery
 from brokerkit.settlement import Retry
 from brokerkit.testing.conformance.bench import Bench, Member, bodies, text
 from brokerkit.testing.conformance.gate import needs, spared_by
+from brokerkit.testing.conformance.member import share
 
 __all__ = ["Ordering"]
 
@@ -90,13 +91,8 @@ class Ordering:
         members = [await bench.member(order="key"), await bench.member(order="key")]
         keys = [f"k{number}" for number in range(200)]
         await bench.send(bench.first, bench.name(), [text("0", key) for key in keys])
-        counts = [0, 0]
-        async with asyncio.timeout(bench.patience):
-            while sum(counts) < len(keys):
-                for index, member in enumerate(members):
-                    taken = await member.some(0.1)
-                    counts[index] += len(taken)
-        assert min(counts) > 0, counts
+        one, two = await share(members, len(keys), bench.patience)
+        assert min(len(one), len(two)) > 0
 
     @needs("order_key")
     @spared_by("order-in-one-process")
@@ -108,9 +104,9 @@ class Ordering:
         held = await owner.take(16)
         other = await bench.member(order="key")
         await send(bench, [1])
-        assert by_key(await other.some(0.5)) == {}
+        assert by_key(await other.some(0.3)) == {}
         await owner.ack(held)
-        rest = await asyncio.gather(owner.some(1.0), other.some(1.0))
+        rest = await share([owner, other], 16, bench.patience)
         assert by_key(rest[0] + rest[1]) == all_of([1])
 
     @needs("order_key")
@@ -151,7 +147,7 @@ class Ordering:
     async def test_a_member_that_stays_takes_over_in_order_from_one_that_leaves(self, bench: Bench) -> None:
         stays, leaves = await bench.member(order="key"), await bench.member(order="key")
         await send(bench, range(5))
-        one, two = await asyncio.gather(stays.some(0.3), leaves.some(0.3))
+        one, two = await share([stays, leaves], 80, bench.patience)
         assert by_key(one).keys() & by_key(two).keys() == set()
         first = [each for each in two if each.message.body == b"0"]
         await leaves.ack(first)
@@ -188,10 +184,9 @@ class Ordering:
         held = await heir.take(32)
         process.resume()
         await send(bench, [2])
-        while_held = await sleeper.some(0.6)
-        assert by_key(while_held) == {}
+        assert by_key(await sleeper.some(0.4)) == {}
         await heir.ack(held)
-        rest = await asyncio.gather(heir.some(1.0), sleeper.some(1.0))
+        rest = await share([heir, sleeper], 16, bench.patience)
         assert by_key(rest[0] + rest[1]) == all_of([2])
 
     @needs("order_key")
@@ -228,8 +223,8 @@ class Ordering:
         members = [await bench.member(order="key"), await bench.member(order="key")]
         sent = [str(number) for number in range(100)]
         await bench.send(bench.first, bench.name(), sent)
-        taken = await asyncio.gather(*(member.some(0.4) for member in members))
-        assert sorted(bodies(taken[0] + taken[1]), key=int) == sent
+        one, two = await share(members, 100, bench.patience)
+        assert sorted(bodies(one + two), key=int) == sent
 
     @needs("order_key")
     async def test_members_that_come_and_go_leave_no_inversion(self, bench: Bench) -> None:

@@ -172,6 +172,15 @@ class Settlement:
         await bench.send(bench.first, bench.name(), [f"new-{number}" for number in range(50)])
         assert {body[:4] for body in bodies(await member.take(50, ack=True))} == {"new-"}
 
+    async def test_a_position_is_the_message_s_own_and_the_same_at_every_arrival(self, bench: Bench) -> None:
+        member = await bench.member()
+        await bench.send(bench.first, bench.name(), ["1", "2"])
+        first = {bodies([each])[0]: each.position for each in await member.take(2)}
+        await member.close()
+        again = await (await bench.member()).take(2, ack=True)
+        assert {bodies([each])[0]: each.position for each in again} == first
+        assert first["1"] != first["2"] or first["1"] is None
+
     @needs("counts_arrivals")
     async def test_arrivals_count_from_one(self, bench: Bench) -> None:
         member = await bench.member()

@@ -30,7 +30,7 @@ DEAD = Address("orders", "billing", "dead")
 
 @dataclass
 class Lost:
-    deliveries: list[Delivery] = field(default_factory=list)
+    deliveries: list[Delivery] = field(default_factory=list[Delivery])
 
     async def __call__(self, deliveries: Sequence[Delivery], seconds: float) -> None:
         assert seconds == 0

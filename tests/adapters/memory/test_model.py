@@ -23,7 +23,7 @@ class World:
 
     def __init__(self, seed: int, order: Order) -> None:
         self.random = random.Random(seed)
-        self.order = order
+        self.order: Order = order
         self.adapter = MemoryAdapter("memory://")
         self.held: dict[Subscription, list[Delivery]] = {}
         self.sent: dict[bytes, int] = defaultdict(int)
@@ -42,7 +42,7 @@ class World:
         return self.random.choice(list(self.held)) if self.held else None
 
     async def send(self) -> None:
-        messages = []
+        messages: list[Message] = []
         for _ in range(self.random.randint(1, 6)):
             key = b"k%d" % self.random.randint(0, 8)
             messages.append(Message(body=b"%d" % self.sent[key], key=key))
@@ -73,7 +73,7 @@ class World:
     def check_owners(self) -> None:
         if self.order == "key":
             keys = [{delivery.message.key for delivery in held} for held in self.held.values()]
-            assert sum(map(len, keys)) == len(set().union(*keys))
+            assert sum(len(each) for each in keys) == len({key for each in keys for key in each})
 
     async def ack(self) -> None:
         member = self.some_member()

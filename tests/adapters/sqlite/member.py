@@ -7,7 +7,6 @@ Reads commands as JSON lines on stdin, answers each with one JSON line on stdout
 import asyncio
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -50,8 +49,6 @@ class Member:
                 return [None if outcome is None else outcome.code for outcome in outcomes]
             case "lost":
                 return self.lost
-            case "cpu":
-                return [time.monotonic(), time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw]
             case "work":
                 self.worker = asyncio.create_task(self.work(command["ledger"]))
                 return "working"
@@ -75,4 +72,5 @@ async def main() -> None:
         print(json.dumps(await member.do(json.loads(line))), flush=True)
 
 
-asyncio.run(main())
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,7 +1,6 @@
 """Members in processes of their own, killed and frozen."""
 
 import asyncio
-import json
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -9,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from brokerkit.adapter import Order
 from brokerkit.adapters.sqlite import SqliteAdapter
 from brokerkit.adapters.sqlite.subscription import SqliteSubscription
-from brokerkit.adapter import Order
 from brokerkit.delivery import Delivery
 from brokerkit.message import Address, Message
 from brokerkit.settlement import ACK
@@ -132,8 +131,36 @@ async def eventually_waiting(adapter: SqliteAdapter) -> None:
             await asyncio.sleep(0.002)
 
 
-async def test_an_idle_member_costs_next_to_no_cpu(start: Start) -> None:
-    process = await start()
-    process.tell("take", limit=1)
-    watched = await Process.start_like(process) if hasattr(Process, "start_like") else process
-    assert watched is process
+@pytest.mark.parametrize("order", ["none", "key"])
+async def test_killed_workers_lose_nothing_and_keep_the_order_of_each_key(
+    connect: Connect, start: Start, tmp_path: Path, order: Order
+) -> None:
+    adapter = await connect()
+    await subscribe_and_leave(adapter, order)
+    ledger = tmp_path / "ledger"
+    ledger.touch()
+    workers = [await start(order) for _ in range(3)]
+    for worker in workers:
+        await worker.ask("work", ledger=str(ledger))
+    keys = [f"k{number}" for number in range(40)]
+    for number in range(1, 61):
+        messages = [Message(body=f"{key} {number}".encode(), key=key.encode()) for key in keys]
+        assert not any(await adapter.send(CHANNEL, messages))
+        if number % 10 == 5:
+            await workers.pop(0).kill()
+            workers.append(await start(order))
+            await workers[-1].ask("work", ledger=str(ledger))
+    wanted = {f"{key} {number}" for key in keys for number in range(1, 61)}
+    async with asyncio.timeout(PATIENCE):
+        while not wanted <= set(lines := ledger.read_text().splitlines()):
+            await asyncio.sleep(0.05)
+    assert set(lines) == wanted
+    if order == "key":
+        for key in keys:
+            first_times = list(dict.fromkeys(line for line in lines if line.startswith(f"{key} ")))
+            assert first_times == [f"{key} {number}" for number in range(1, 61)]
+
+
+async def subscribe_and_leave(adapter: SqliteAdapter, order: Order) -> None:
+    subscription = await subscribe(adapter, order)
+    await subscription.close()
