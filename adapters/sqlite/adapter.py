@@ -121,7 +121,7 @@ class SqliteAdapter:
         session = self._opened()
         subscription = SqliteSubscription(session.desk, at, order, start, on_lost)
         await subscription.enrol()
-        session.subscriptions[subscription] = None
+        session.keep(subscription)
         return subscription
 
     async def close(self) -> None:

@@ -91,11 +91,13 @@ class Cleaner:
             await asyncio.sleep(_PAUSE)
 
     async def _clean_expired(self, channel: int) -> None:
-        def work(tx: Transaction) -> dict[str, int]:
+        def work(tx: Transaction) -> tuple[int, dict[str, int]]:
             dead = tx.now - self._dead_retention if self._dead_retention else float("-inf")
             return delete_expired(tx, channel, tx.now - self._retention, dead)
 
-        while lost := await self._writer.write(work):
+        deleted = 1
+        while deleted:
+            deleted, lost = await self._writer.write(work)
             for group, number in lost.items():
                 _log.warning(
                     "%d messages of %s were too old and are deleted before it was done", number, group

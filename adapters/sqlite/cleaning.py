@@ -2,9 +2,13 @@
 Deleting what all groups are done with, or what is too old, in small steps.
 """
 
+from brokerkit.adapters.sqlite.schema import SLOTS
 from brokerkit.adapters.sqlite.transaction import Transaction
 
 __all__ = ["channels", "delete_done", "delete_expired"]
+
+_NEAR = 20_000
+"""Sequence numbers that are looked through for slots without messages."""
 
 _STEP = 1_000
 """Rows that one step looks at: about 15 ms at the worst."""
@@ -39,11 +43,13 @@ def delete_done(tx: Transaction, channel: int, start: int) -> int | None:
     return int(last) + 1 if len(rows) == _STEP else None
 
 
-def delete_expired(tx: Transaction, channel: int, before: float, dead_before: float) -> dict[str, int]:
+def delete_expired(
+    tx: Transaction, channel: int, before: float, dead_before: float
+) -> tuple[int, dict[str, int]]:
     """
     Delete up to a step of messages that were stored before these wall times, except what somebody has in hand.
 
-    Returns how many each group lost that was not done with them.
+    Returns how many were deleted, and how many of them each group was not done with.
     """
     losses: dict[str, int] = {}
     places = tx.execute("SELECT id, grp, kind, mode FROM place WHERE channel = ?", (channel,)).fetchall()
@@ -65,13 +71,15 @@ def delete_expired(tx: Transaction, channel: int, before: float, dead_before: fl
             lost += _drop(tx, place, old) + _unread(tx, place, mode, old)
         if lost:
             losses[f"{group}/{kind}"] = lost
-    if old:
-        tx.executemany(
+    deleted = sum(
+        tx.execute(
             "DELETE FROM message WHERE seq = ? AND NOT EXISTS (SELECT 1 FROM pending p WHERE p.seq = message.seq"
             " AND p.place IN (SELECT id FROM place WHERE channel = message.channel))",
-            [(seq,) for seq in old],
-        )
-    return losses
+            (seq,),
+        ).rowcount
+        for seq in old
+    )
+    return deleted + sum(losses.values()), losses
 
 
 def _floor(tx: Transaction, channel: int) -> int:
@@ -86,19 +94,25 @@ def _floor(tx: Transaction, channel: int) -> int:
 
 
 def _move_idle(tx: Transaction, channel: int) -> None:
-    """Move the cursors of slots behind which there is nothing up to the end: they would hold the log for ever."""
+    """
+    Move the cursors of slots for which there is nothing up to the end: they would hold the log for ever.
+
+    Claims do so too, but not for the last thousand. A long backlog is not looked through for it.
+    """
     (last,) = tx.execute("SELECT last FROM counter").fetchone()
     places = tx.execute(
         "SELECT id FROM place WHERE channel = ? AND kind = 'inlet' AND mode = 'key'", (channel,)
     ).fetchall()
     for (place,) in places:
         (start,) = tx.execute("SELECT min(next) FROM slot WHERE place = ?", (place,)).fetchone()
+        if last - start > _NEAR:
+            continue
         waiting = tx.execute(
             "SELECT DISTINCT s.slot FROM message m INDEXED BY message_log CROSS JOIN slot s ON s.place = ?"
             " AND s.slot = m.slot AND s.next <= m.seq WHERE m.channel = ? AND m.place = 0 AND m.seq >= ?",
             (place, channel, start),
         ).fetchall()
-        idle = set(range(64)) - {slot for (slot,) in waiting}
+        idle = set(range(SLOTS)) - {slot for (slot,) in waiting}
         tx.executemany(
             "UPDATE slot SET next = ? WHERE place = ? AND slot = ? AND next < ?",
             [(last + 1, place, slot, last + 1) for slot in idle],

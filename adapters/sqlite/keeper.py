@@ -89,7 +89,7 @@ class Keeper:
             local.life.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Let go of everything; for a thread that has ended, or a forked child."""
+        """Let go of everything: the thread ends, or this is a forked child. Members that are left die with it."""
         for local in self.locals.values():
             local.life.close()
         for life in self._others.values():

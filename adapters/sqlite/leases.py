@@ -28,6 +28,11 @@ class Receipt(NamedTuple):
     copy: bool
 
 
+_MINE = "WHERE place = ? AND seq = ? AND owner = ? AND arrivals = ?"
+_DONE = f"DELETE FROM pending {_MINE}"  # noqa: S608 - constants, as the next two
+_RETURNED = f"UPDATE pending SET owner = 0, due = ?, returns = returns + 1 {_MINE}"  # noqa: S608
+_MARKED = f"UPDATE pending SET mark = ? {_MINE}"  # noqa: S608
+
 Ending = tuple[Receipt, float | None]
 """How one delivery ends: done (None), or returned and not handed out again for so many seconds."""
 
@@ -73,11 +78,7 @@ def settle(tx: Transaction, place: int, endings: Sequence[Ending]) -> list[bool]
 
 def mark(tx: Transaction, place: int, marks: Iterable[tuple[Receipt, bytes | None]]) -> list[bool]:
     """Write bytes beside unsettled deliveries, or erase them; False for each that is not its owner's any more."""
-    statement = "UPDATE pending SET mark = ? WHERE place = ? AND seq = ? AND owner = ? AND arrivals = ?"
-    return [
-        tx.execute(statement, (blob, place, receipt.seq, receipt.owner, receipt.arrivals)).rowcount == 1
-        for receipt, blob in marks
-    ]
+    return [tx.execute(_MARKED, (blob, place, *receipt[:3])).rowcount == 1 for receipt, blob in marks]
 
 
 def rebalance(tx: Transaction, place: Place, member: int) -> bool:
@@ -106,15 +107,14 @@ def _next_due(tx: Transaction, place: Place, member: int) -> float | None:
 
 def _end(tx: Transaction, place: int, endings: Sequence[Ending]) -> bool:
     """End all of these, or return False as soon as one was not its owner's (some may be ended by then)."""
-    mine = "WHERE place = ? AND seq = ? AND owner = ? AND arrivals = ?"
     done = [(place, *receipt[:3]) for receipt, after in endings if after is None]
     returned = [
         (tx.now + max(after, 0.0), place, *receipt[:3]) for receipt, after in endings if after is not None
     ]
     copies = [(receipt.seq, place) for receipt, after in endings if after is None and receipt.copy]
     return (
-        _changes(tx, f"DELETE FROM pending {mine}", done)
-        and _changes(tx, f"UPDATE pending SET owner = 0, due = ?, returns = returns + 1 {mine}", returned)
+        _changes(tx, _DONE, done)
+        and _changes(tx, _RETURNED, returned)
         and _changes(tx, "DELETE FROM message WHERE seq = ? AND place = ?", copies)
     )
 

@@ -28,7 +28,7 @@ class Session:
     def __init__(self, options: Options, clock: Clock) -> None:
         database = Database(options.path, timeout=options.lock_timeout, clock=clock)
         self.writer = Writer(database, timeout=options.lock_timeout)
-        self.subscriptions: dict[SqliteSubscription, None] = {}
+        self._subscriptions: list[SqliteSubscription] = []
         self._keeper = Keeper(self.writer, lease=options.lease, clock=clock)
         self._cleaner = Cleaner(
             self.writer, retention=options.retention, dead_retention=options.dead_retention
@@ -47,11 +47,15 @@ class Session:
 
     async def close(self) -> None:
         """Close the subscriptions, then the file. Ends within about 10 s even if the file is locked."""
-        await _close_all(self.subscriptions)
+        await _close_all(self._subscriptions)
         await self._cleaner.close()
         self._listener.close()
-        if await self.writer.close(_CLOSE):
-            self._keeper.close()
+        await self.writer.close(_CLOSE)
+
+    def keep(self, subscription: SqliteSubscription) -> None:
+        """Close this one together with the file."""
+        self._subscriptions = [kept for kept in self._subscriptions if not kept.closed]
+        self._subscriptions.append(subscription)
 
     def _hear(self, member: int) -> None:
         local = self._keeper.locals.get(member)

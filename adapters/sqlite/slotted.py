@@ -27,6 +27,15 @@ _PARKED = 1_000
 _LATE = 1_000
 """Sequence numbers that a cursor may stay behind the end of the log while there is nothing for it."""
 
+_SOONEST = (
+    "(SELECT p.due FROM pending p INDEXED BY pending_slot WHERE p.place = s.place AND p.owner = 0"
+    " AND p.slot = s.slot AND p.copy = {copy} AND p.due > ?1 ORDER BY p.due LIMIT 1)"
+)
+_NEXT_DUE = (
+    f"SELECT min(due) FROM (SELECT {_SOONEST.format(copy=0)} AS due FROM slot s WHERE s.place = ?2 AND s.owner = ?3"  # noqa: S608 - constants
+    f" UNION ALL SELECT {_SOONEST.format(copy=1)} FROM slot s WHERE s.place = ?2 AND s.owner = ?3)"
+)
+
 _ONE = FROM_PENDING.format(hint="") + " WHERE p.place = ? AND p.seq = ?"
 
 
@@ -45,17 +54,8 @@ def take(taker: Taker, slots: Iterable[int]) -> bool:
 
 def next_due(tx: Transaction, place: Place, member: int) -> float | None:
     """Return the wall time at which the next row in the member's slots that is not due yet will be."""
-    (due,) = tx.execute(
-        "SELECT min(due) FROM (SELECT min("
-        + ", ".join(
-            "ifnull((SELECT p.due FROM pending p INDEXED BY pending_slot WHERE p.place = s.place AND p.owner = 0"
-            f" AND p.slot = s.slot AND p.copy = {copy} AND p.due > ?1 ORDER BY p.due LIMIT 1), 9e999)"
-            for copy in (0, 1)
-        )
-        + ") AS due FROM slot s WHERE s.place = ?2 AND s.owner = ?3)",
-        (tx.now, place.id, member),
-    ).fetchone()
-    return None if due is None or due == float("inf") else float(due)
+    (due,) = tx.execute(_NEXT_DUE, (tx.now, place.id, member)).fetchone()
+    return None if due is None else float(due)
 
 
 def peek(tx: Transaction, place: Place, member: int) -> bool:
@@ -95,7 +95,7 @@ def _take_returned(taker: Taker, slots: set[int]) -> tuple[set[bytes], set[int]]
     """Take what came back, in the order of the log; return the keys that are held back, and the crowded slots."""
     tx, place = taker.tx, taker.place
     found = tx.execute(
-        "SELECT p.seq, p.slot, p.due, m.key FROM pending p INDEXED BY pending_slot JOIN message m ON m.seq = p.seq"
+        "SELECT p.seq, p.slot, p.due, m.key FROM pending p INDEXED BY pending_slot JOIN message m ON m.seq = p.seq"  # noqa: S608 - numbers
         f" WHERE p.place = ? AND p.owner = 0 AND p.copy = 0 AND p.slot IN ({_listed(slots)}) ORDER BY p.seq",
         (place.id,),
     ).fetchall()
@@ -114,7 +114,7 @@ def _take_returned(taker: Taker, slots: set[int]) -> tuple[set[bytes], set[int]]
 def _take_copies(taker: Taker, slots: set[int]) -> None:
     tx, place = taker.tx, taker.place
     found = tx.execute(
-        "SELECT p.seq FROM pending p INDEXED BY pending_slot WHERE p.place = ? AND p.owner = 0 AND p.copy = 1"
+        "SELECT p.seq FROM pending p INDEXED BY pending_slot WHERE p.place = ? AND p.owner = 0 AND p.copy = 1"  # noqa: S608 - numbers
         f" AND p.slot IN ({_listed(slots)}) AND p.due <= ? LIMIT ?",
         (place.id, tx.now, taker.room),
     ).fetchall()

@@ -50,6 +50,7 @@ class SqliteSubscription:
         self._ready: deque[Delivery] = deque()
         self._out: dict[int, Delivery] = {}
         self._changed = asyncio.Event()
+        self._waits = False
         self._nudged = True
         self._busy: set[str] = set()
         self._surplus = False
@@ -58,6 +59,11 @@ class SqliteSubscription:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has been closed."""
+        return self._closed
 
     async def enrol(self) -> None:
         """Become a member; the group exists from here on. Raises `ConfigurationError` and `ConnectionLost`."""
@@ -76,7 +82,11 @@ class SqliteSubscription:
                 raise failure
             self._seek(limit)
             self._changed.clear()
-            await self._changed.wait()
+            self._waits = True
+            try:
+                await self._changed.wait()
+            finally:
+                self._waits = False
         return ()
 
     async def settle(self, settled: Sequence[Settled]) -> Sequence[SettleError | None]:
@@ -120,8 +130,8 @@ class SqliteSubscription:
         self._changed.set()
 
     def balance(self) -> None:
-        """Look at the share of the slots; a claim that is under way or awaited does it anyway."""
-        if self._order == "key" and self._local is not None and not self._closed:
+        """Look at the share of the slots; a claim does so too, and a waiting `receive` claims when it is nudged."""
+        if self._order == "key" and self._local is not None and not (self._waits or self._closed):
             self._start_task("balance", self._balance(self._local))
 
     def expect(self, due: float) -> None:
@@ -227,7 +237,7 @@ class SqliteSubscription:
 
     def _note(self, endings: Sequence[Ending]) -> None:
         waits = [after for _, after in endings if after is not None]
-        if waits and self._busy.isdisjoint(("recover",)):
+        if waits:
             self.expect(self._desk.clock.time() + max(min(waits), 0.0))
 
     def _outcomes(

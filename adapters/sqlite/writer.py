@@ -38,6 +38,10 @@ class Housekeeper(Protocol):
         """Tell others of a transaction that has been committed."""
         ...
 
+    def close(self) -> None:
+        """Let go of everything; the thread ends."""
+        ...
+
 
 class _Call(Job[T]):
     """A job on its way: it can be given up as long as the thread has not begun it."""
@@ -180,6 +184,8 @@ class Writer:
             self._refuse(error)
         else:
             self._work()
+        if self._housekeeper is not None:
+            self._housekeeper.close()
         self.database.close()
         self._posts.append(self._end)
         self._flush()

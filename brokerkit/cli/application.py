@@ -143,7 +143,7 @@ def leave_out(bus: Bus, only: tuple[str, ...], exclude: tuple[str, ...]) -> None
                 f"what that one takes; name the whole group: {_group(gone)}"
             )
             raise click.UsageError(message, _here())
-    if bus.subscribers and not kept:
+    if not kept:
         message = "--only and --exclude leave no handler to run"
         raise click.UsageError(message, _here())
     bus.subscribers[:] = kept

@@ -52,7 +52,7 @@ def _group(*, required: bool) -> Callable[[Callable[..., Any]], Callable[..., An
     return click.option("--group", required=required, metavar="GROUP", help="The group that failed it.")
 
 
-_all = click.option("--all", "everything", is_flag=True, help="Every dead letter that the group has now.")
+_all = click.option("--all", is_flag=True, help="Every dead letter that the group has now.")
 _dry_run = click.option("--dry-run", is_flag=True, help="Say what would be done; change nothing.")
 _yes = click.option("--yes", is_flag=True, help="Do not ask; a script has to say it.")
 _ids = click.argument("ids", nargs=-1, metavar="[ID... | -]")
@@ -190,7 +190,7 @@ def redrive(
     ids: tuple[str, ...],
     channel: str,
     group: str,
-    everything: bool,
+    all: bool,  # noqa: A002 - as the flag, and so as its variable
     dry_run: bool,
     yes: bool,
 ) -> int:
@@ -199,7 +199,7 @@ def redrive(
 
     The handler sees the same event, at attempt 1. A letter is removed only when the broker has confirmed its copy.
     """
-    act = _Act(settings, "redrive", channel, group, _chosen(ids, everything=everything))
+    act = _Act(settings, "redrive", channel, group, _chosen(ids, everything=all))
     return act.run(dry_run=dry_run, yes=yes)
 
 
@@ -224,12 +224,12 @@ def discard(
     ids: tuple[str, ...],
     channel: str,
     group: str,
-    everything: bool,
+    all: bool,  # noqa: A002 - as the flag, and so as its variable
     dry_run: bool,
     yes: bool,
 ) -> int:
     """Throw dead letters away for good. There is no way back."""
-    act = _Act(settings, "discard", channel, group, _chosen(ids, everything=everything))
+    act = _Act(settings, "discard", channel, group, _chosen(ids, everything=all))
     return act.run(dry_run=dry_run, yes=yes)
 
 

@@ -8,14 +8,16 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
-import click
-
 from brokerkit.cli.settings import Settings
 
-__all__ = ["Output", "safe"]
+__all__ = ["Output", "ReaderGone", "safe"]
 
 VERSION: Final = 1
 """Of every schema; a field may be added under one number, never renamed or taken away."""
+
+
+class ReaderGone(Exception):
+    """Whoever read our output has enough (`| head`): no failure, and nothing more can be written."""
 
 
 class Output:
@@ -55,9 +57,16 @@ class Output:
             self._rows.append([safe(cell) for cell in row])
 
     def text(self, text: str) -> None:
-        """Write text as it is, at once."""
-        click.echo(text)
-        sys.stdout.flush()
+        """Write text as it is, at once. Raises `ReaderGone`."""
+        self.raw(text.encode("utf-8", "backslashreplace"))
+
+    def raw(self, line: bytes) -> None:
+        """Write a line of bytes, at once. Raises `ReaderGone`."""
+        try:
+            sys.stdout.buffer.write(line + b"\n")
+            sys.stdout.buffer.flush()
+        except BrokenPipeError as error:
+            raise ReaderGone from error
 
     def _finish(self) -> None:
         if self._settings.output == "json":

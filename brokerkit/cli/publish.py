@@ -40,10 +40,10 @@ _BATCH: Final = 500
 )
 @click.argument("channel")
 @click.argument("body", required=False, metavar="[BODY | - | @FILE]")
-@click.option("--type", "type_", metavar="TYPE", help="The event's type, such as order.placed.")
+@click.option("--type", metavar="TYPE", help="The event's type, such as order.placed.")
 @click.option("--key", metavar="KEY", help="Events of one key keep their order where a group asks for it.")
-@click.option("--id", "id_", metavar="ID", help="The event's id; random without.")
-@click.option("--header", "headers", multiple=True, metavar="NAME=VALUE", help="A header; repeatable.")
+@click.option("--id", metavar="ID", help="The event's id; random without.")
+@click.option("--header", multiple=True, metavar="NAME=VALUE", help="A header; repeatable.")
 @click.option("--content-type", metavar="TYPE", help="What BODY is, if it is not JSON, such as text/plain.")
 @click.option(
     "--envelope",
@@ -67,10 +67,10 @@ def publish(
     settings: Settings,
     channel: str,
     body: str | None,
-    type_: str | None,
+    type: str | None,  # noqa: A002 - as the flag, and so as its variable
     key: str | None,
-    id_: str | None,
-    headers: tuple[str, ...],
+    id: str | None,  # noqa: A002 - as the flag, and so as its variable
+    header: tuple[str, ...],
     content_type: str | None,
     envelope: str,
     count: int,
@@ -88,10 +88,10 @@ def publish(
 
     check_name("channel", channel)
     template = Template(
-        type=type_ or ("plain" if envelope == "plain" else None),
+        type=type or ("plain" if envelope == "plain" else None),
         key=key,
-        id=id_,
-        headers=header_pairs(headers),
+        id=id,
+        headers=header_pairs(header),
     )
     _check_flags(body, template, content_type, count, from_ndjson)
     set_up_logging(settings)

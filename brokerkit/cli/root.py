@@ -3,7 +3,6 @@ The outermost command: knows every other by name, module and one line of help, a
 """
 
 import contextlib
-import errno
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ import click
 
 from brokerkit.cli.commands import Examples, lay_out
 from brokerkit.cli.exits import Exit, explain, masked, trace_of
+from brokerkit.cli.output import ReaderGone
 from brokerkit.cli.settings import Settings, global_options, nearest
 
 __all__ = ["COMMANDS", "cli"]
@@ -83,11 +83,8 @@ class Root(click.Group):
         settings = Settings()
         try:
             code = super().main(args, prog_name, complete_var, standalone_mode=False, obj=settings, **extra)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            code = _reader_gone()
-        except OSError as error:
-            code = _reader_gone() if error.errno == errno.EPIPE else _tell(settings, error)
+        except ReaderGone:
+            code = _let_go_of_stdout()
         except Exception as error:  # noqa: BLE001 - one line for whatever it is
             code = _tell(settings, error)
         sys.exit(code if isinstance(code, int) else Exit.DONE)
@@ -114,8 +111,8 @@ def _printable(line: str) -> str:
     return "".join(each if each.isprintable() else "?" for each in line)
 
 
-def _reader_gone() -> Exit:
-    """Whoever read our output has enough (`| head`): that is no failure, and nothing more can be written."""
+def _let_go_of_stdout() -> Exit:
+    """Point stdout nowhere, so that its last flush has nothing to complain about."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return Exit.DONE

@@ -80,6 +80,11 @@ def run(
     with server.signals():
         settings.export()
         bus = load(target, app_dir, factory=factory)
+        if not bus.subscribers:
+            message = (
+                f"{target} has no handler; decorate one with @bus.subscriber(...), or include its router"
+            )
+            raise click.UsageError(message, click.get_current_context())
         leave_out(bus, only, exclude)
         if concurrency is not None:
             set_concurrency(bus, concurrency)

@@ -3,7 +3,6 @@
 """
 
 import asyncio
-import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
@@ -67,7 +66,7 @@ def tail(
     set_up_logging(settings)
     with Output(settings, "tail") as output:
         watch = _Watch(settings, channel, last, follow=not no_follow)
-        show = _raw if raw else partial(_show, output, data=not headers_only)
+        show = partial(_raw, output) if raw else partial(_show, output, data=not headers_only)
         asyncio.run(_tail(watch, show, count, settings.timeout if count else None))
     return Exit.DONE
 
@@ -179,9 +178,8 @@ class _Watch:
         return await self._bus.adapter.browse(self._at, cursor=cursor, limit=_PAGE)
 
 
-def _raw(delivery: "Delivery") -> None:
-    sys.stdout.buffer.write(delivery.message.body + b"\n")
-    sys.stdout.buffer.flush()
+def _raw(output: Output, delivery: "Delivery") -> None:
+    output.raw(delivery.message.body)
 
 
 def _show(output: Output, delivery: "Delivery", *, data: bool) -> None:

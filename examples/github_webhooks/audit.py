@@ -6,7 +6,7 @@ process can add a second row or lose one.
 """
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from sqlalchemy import MetaData, insert
@@ -32,7 +32,7 @@ protection: Pattern = transaction(engine) if WITHOUT == "inbox" else once
 
 
 @asynccontextmanager
-async def lifespan(_: Bus) -> AsyncIterator[None]:
+async def lifespan(_: Bus) -> AsyncGenerator[None]:
     """Close the database at the end."""
     yield
     await engine.dispose()
@@ -52,7 +52,7 @@ async def record(delivery: Delivery, connection: AsyncConnection) -> None:
     if not FIXED and trouble.is_poison("audit", event.id):
         message = f"{event.type}: this release cannot read it"
         raise ValueError(message)
-    await connection.execute(insert(ledger).values(entry(delivery)))
+    await connection.execute(insert(ledger), entry(delivery))
     witness.wrote(delivery)
     if not FIXED and trouble.crashes_audit(event.type, event.id):
         os._exit(1)  # a bug in a C extension, an out-of-memory kill

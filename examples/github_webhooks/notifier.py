@@ -5,7 +5,7 @@ No transaction spans a call to somebody else's service, so a process that dies b
 again. `dedupe` keeps everything else from being a second call, and the idempotency key makes the rest harmless.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -40,7 +40,7 @@ memory: list[Pattern] = [] if WITHOUT == "dedupe" else [dedupe(store, lease=6)]
 
 
 @asynccontextmanager
-async def lifespan(_: Bus) -> AsyncIterator[None]:
+async def lifespan(_: Bus) -> AsyncGenerator[None]:
     """Close the connections at the end."""
     yield
     await chat.close()
@@ -70,7 +70,7 @@ async def notify(event: Event[dict[str, Any]], delivery: Delivery) -> None:
     await chat.post(text, event_id=event.id, idempotency_key=f"{event.source}/{event.id}")
     witness.wrote(delivery)
     async with engine.begin() as connection:
-        await connection.execute(insert(ledger).values(entry(delivery)))
+        await connection.execute(insert(ledger), entry(delivery))
 
 
 async def prepare() -> None:

@@ -5,7 +5,7 @@ The projection: for each repository what is known of it now, kept by its events 
 its retry; the others flow meanwhile. State, ledger and the record that the event was handled commit together.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -45,7 +45,7 @@ class NotYetVisible(Exception):
 
 
 @asynccontextmanager
-async def lifespan(_: Bus) -> AsyncIterator[None]:
+async def lifespan(_: Bus) -> AsyncGenerator[None]:
     """Close the database at the end."""
     yield
     await engine.dispose()
@@ -67,7 +67,7 @@ async def project(event: Event[dict[str, Any]], delivery: Delivery, connection: 
         raise ValueError(message)
     if delivery.attempt == 1 and trouble.is_early(event.id):
         raise NotYetVisible(event.type)
-    await connection.execute(insert(ledger).values(entry(delivery)))
+    await connection.execute(insert(ledger), entry(delivery))
     witness.wrote(delivery)
     if event.subject is not None:
         await _apply(connection, event, event.subject)

@@ -21,7 +21,7 @@ class Transaction:
     """An inbox without memory."""
 
     kind = "inbox"
-    provides: Mapping[type[Any], str] = {AsyncConnection: "connection"}  # noqa: RUF012 - what `Provides` asks for
+    provides: Mapping[type[Any], str] = {AsyncConnection: "connection"}
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine

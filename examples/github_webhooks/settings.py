@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from sqlalchemy import event
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 __all__ = [
@@ -73,8 +74,8 @@ def engine_for(name: str) -> AsyncEngine:
     return engine
 
 
-def _relax(connection: object, _: object) -> None:
+def _relax(connection: DBAPIConnection, _: object) -> None:
     """Sync at checkpoints only: what is committed survives the death of a process, which is what happens here."""
-    cursor = connection.cursor()  # type: ignore[attr-defined]
+    cursor = connection.cursor()
     cursor.execute("PRAGMA synchronous = NORMAL")
     cursor.close()

@@ -115,7 +115,7 @@ def adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "denied = third_party_adapters:Denied\n"
         "taking = third_party_adapters:Taking\n"
     )
-    monkeypatch.syspath_prepend(site)
+    monkeypatch.setattr(sys, "path", [str(site), *sys.path])
     monkeypatch.setenv("PYTHONPATH", str(site))
     return site
 
@@ -140,7 +140,10 @@ class Process:
     def wait_for(self, what: Callable[[], bool] | str, seconds: float = 30) -> None:
         """Wait until something is so, or was said."""
         deadline = time.monotonic() + seconds
-        so = (lambda: what in self.said) if isinstance(what, str) else what
+
+        def so() -> bool:
+            return what in self.said if isinstance(what, str) else what()
+
         while not so():
             assert time.monotonic() < deadline, f"waited {seconds} s in vain; it said:\n{self.said}"
             assert self._process.poll() is None or so(), f"it ended; it said:\n{self.said}"
@@ -197,5 +200,5 @@ async def _make_dead(url: str, channel: str, group: str, ids: tuple[str, ...]) -
         before = (await bus.adapter.measure(dead)).waiting
         for each in ids:
             await bus.publish(channel, {"order": each}, type="order.placed", id=each, key=each)
-        while (await bus.adapter.measure(dead)).waiting < before + len(ids):
+        while (await bus.adapter.measure(dead)).waiting < before + len(ids):  # noqa: ASYNC110 - the broker has no event for it
             await asyncio.sleep(0.01)

@@ -1,4 +1,5 @@
 import asyncio
+from collections.abc import Coroutine
 from typing import Final
 
 import click
@@ -8,7 +9,7 @@ from brokerkit import errors
 from brokerkit.cli.exits import Exit, Failed, Refused, TimedOut, explain, masked
 from tests.cli.conftest import PASSWORD, Brokerkit
 
-CODES: Final = {
+CODES: Final[dict[type[errors.BrokerkitError], int]] = {
     errors.ConfigurationError: 2,
     errors.SignatureError: 2,
     errors.ChainError: 2,
@@ -57,7 +58,9 @@ def test_the_codes_are_those_of_the_documentation() -> None:
 
 @pytest.mark.usefixtures("adapters")
 def test_a_broker_that_cannot_be_reached_is_4_and_says_what_to_do(brokerkit: Brokerkit) -> None:
-    done = brokerkit("publish", "orders", "1", "--type", "t", "--url", "walled://host", "--timeout", "0.2", "-q")
+    done = brokerkit(
+        "publish", "orders", "1", "--type", "t", "--url", "walled://host", "--timeout", "0.2", "-q"
+    )
 
     assert done.code == 4
     assert "nobody answers" in done.err
@@ -80,9 +83,11 @@ def test_a_command_without_a_broker_is_2_and_names_the_flag_and_the_variable(bro
 def test_an_error_is_one_line_and_a_traceback_only_for_who_wants_it(
     brokerkit: Brokerkit, monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
-    def fail(main: object) -> None:
-        asyncio.iscoroutine(main) and main.close()  # type: ignore[func-returns-value]
-        raise RuntimeError("first line\nsecond line \x1b[31m")
+    text = "first line\nsecond line \x1b[31m"
+
+    def fail(main: Coroutine[object, object, object]) -> None:
+        main.close()
+        raise RuntimeError(text)
 
     monkeypatch.setattr(asyncio, "run", fail)
     quiet = brokerkit("dlq", "groups", "--url", url)

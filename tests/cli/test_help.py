@@ -63,7 +63,12 @@ def test_help_imports_no_command_and_nothing_that_a_command_needs() -> None:
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     run = subprocess.run(
-        [sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", script],
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     loaded = set(json.loads(run.stdout))
 
@@ -98,6 +103,23 @@ def test_a_wrong_word_gets_the_nearest_right_one(
     assert named in done.err
     assert nearest in done.err
     assert done.err.count("\n") == 1
+
+
+def flags_of(command: click.Command) -> list[click.Option]:
+    inner = (
+        [each for sub in command.commands.values() for each in flags_of(sub)]
+        if isinstance(command, click.Group)
+        else []
+    )
+    return [param for param in command.params if isinstance(param, click.Option)] + inner
+
+
+def test_a_variable_is_called_as_its_flag() -> None:
+    for name in ("run", "publish", "tail", "dlq"):
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        for flag in flags_of(command):
+            assert f"--{flag.name}".replace("_", "-") in flag.opts
 
 
 def test_a_global_flag_may_stand_before_or_after_the_command(brokerkit: Brokerkit, url: str) -> None:

@@ -24,7 +24,11 @@ COMMANDS: Final = [
 @pytest.mark.parametrize("verbosity", ["-q", "-v", "-vv"])
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_no_command_prints_a_secret_of_the_url(
-    command: tuple[str, ...], verbosity: str, scheme: str, brokerkit: Brokerkit, capfd: pytest.CaptureFixture[str]
+    command: tuple[str, ...],
+    verbosity: str,
+    scheme: str,
+    brokerkit: Brokerkit,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     done = brokerkit(*command, "--url", f"{scheme}:{URL}", "--timeout", "0.05", verbosity, stdin="")
     logged = capfd.readouterr()

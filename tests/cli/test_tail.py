@@ -18,7 +18,10 @@ def tail(brokerkit: Brokerkit, url: str) -> Brokerkit:
 
 @pytest.fixture
 def five(brokerkit: Brokerkit, url: str) -> None:
-    lines = "".join(json.dumps({"type": "order.placed", "id": f"o-{n}", "key": f"k-{n}", "data": {"n": n}}) + "\n" for n in range(5))
+    lines = "".join(
+        json.dumps({"type": "order.placed", "id": f"o-{n}", "key": f"k-{n}", "data": {"n": n}}) + "\n"
+        for n in range(5)
+    )
     assert brokerkit("publish", "orders", "--from-ndjson", "-", "--url", url, stdin=lines).code == 0
 
 
@@ -48,9 +51,19 @@ def test_the_fields_of_an_item_are_these(tail: Brokerkit) -> None:
     whole = json.loads(tail("--no-follow", "-o", "json", "--last", "1").out)
 
     assert whole["schema"] == {"name": "brokerkit.tail", "version": 1}
-    assert sorted(whole["items"][0]) == sorted(
-        "channel position id source type subject time key headers extensions content_type data".split()
-    )
+    fields = {
+        "channel",
+        "position",
+        "id",
+        "source",
+        "type",
+        "subject",
+        "time",
+        "key",
+        "headers",
+        "extensions",
+    }
+    assert set(whole["items"][0]) == fields | {"content_type", "data"}
 
 
 @pytest.mark.usefixtures("five")
@@ -74,7 +87,15 @@ def test_raw_is_the_message_itself(tail: Brokerkit) -> None:
 
 def test_a_foreign_message_cannot_steer_the_terminal(brokerkit: Brokerkit, tail: Brokerkit, url: str) -> None:
     brokerkit(
-        "publish", "orders", "\x1b]0;owned\x07\x1b[2J", "--type", "t", "--content-type", "text/plain", "--url", url
+        "publish",
+        "orders",
+        "\x1b]0;owned\x07\x1b[2J",
+        "--type",
+        "t",
+        "--content-type",
+        "text/plain",
+        "--url",
+        url,
     )
 
     shown = tail("--no-follow").out
@@ -97,7 +118,9 @@ def test_waiting_for_a_message_that_does_not_come_is_124(tail: Brokerkit) -> Non
         (("--raw", "--headers-only"), "--raw and --headers-only"),
     ],
 )
-def test_flags_that_contradict_each_other_are_refused(flags: tuple[str, ...], said: str, tail: Brokerkit) -> None:
+def test_flags_that_contradict_each_other_are_refused(
+    flags: tuple[str, ...], said: str, tail: Brokerkit
+) -> None:
     done = tail(*flags)
 
     assert done.code == 2
@@ -112,7 +135,9 @@ def test_a_broker_that_cannot_be_read_without_taking_is_refused(brokerkit: Broke
     assert "takes nothing" in done.err
 
 
-def test_following_shows_what_comes_and_an_interrupt_is_130(url: str, brokerkit: Brokerkit, tmp_path: Path) -> None:
+def test_following_shows_what_comes_and_an_interrupt_is_130(
+    url: str, brokerkit: Brokerkit, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     with out.open("wb") as stdout:
         process = subprocess.Popen(
@@ -151,5 +176,3 @@ def test_a_reader_that_has_enough_is_no_failure(url: str, brokerkit: Brokerkit) 
 
     assert done.stdout.splitlines()[-1] == "0"
     assert done.stderr == ""
-
-

@@ -4,9 +4,10 @@ The engine under any mixture of failures, losses, reconnects and drains: what ha
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from hypothesis import HealthCheck, given, settings, target
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from brokerkit.errors import ConnectionLost, SendError, SettleError, Stale, TooL
 from brokerkit.message import Address, Message
 from brokerkit.settlement import ACK, Ack, DeadLetter, Retry, Settlement
 from brokerkit.testing.clock import run_virtual
-from tests.core.fakes import FakeAdapter, FakeSubscription, Rig, event_message, name_of, until
+from tests.core.fakes import FakeAdapter, FakeSubscription, Rig, event_message, name_of
 
 Ending = Literal["ack", "retry", "return", "dead", "raise"]
 Kind = Literal[
@@ -60,9 +61,9 @@ class Step:
 plans = st.builds(
     Plan,
     key=st.sampled_from(["a", "a", "b", "c", None]),
-    endings=st.lists(st.sampled_from(["ack", "ack", "ack", "retry", "return", "dead", "raise"]), max_size=3).map(
-        lambda endings: (*endings, "ack")
-    ),
+    endings=st.lists(
+        st.sampled_from(["ack", "ack", "ack", "retry", "return", "dead", "raise"]), max_size=3
+    ).map(lambda endings: (*endings, "ack")),
     seconds=st.sampled_from([0.0, 0.0, 0.3, 2.0]),
     stubborn=st.sampled_from([False, False, False, True]),
     suspect=st.sampled_from([False, False, False, False, True]),
@@ -258,6 +259,10 @@ class World:
                 own = [name for name in kept if self.plans[name].key == key]
                 assert own == sorted(own, key=lambda name: int(name[1:])), "a key was handled out of order"
 
+    def check_all_done(self) -> None:
+        """Every event was acked after its handler said so, or is dead-lettered."""
+        assert set(self.plans) == {*self.final, *(name_of(message) for message in self.adapter.dead)}
+
     def check_nothing_missing(self) -> None:
         """Every event was acked by its handler, or is dead-lettered, or is at the broker."""
         here = {name_of(stored.message) for stored in self.adapter.queue}
@@ -266,7 +271,16 @@ class World:
         assert set(self.plans) <= here | done | dead
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def quietly(main: Coroutine[Any, Any, None]) -> None:
+    """Run without writing a log of all the trouble, which would take most of the time."""
+    logging.disable(logging.CRITICAL)
+    try:
+        run_virtual(main, patience=2)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(story=stories, order=st.sampled_from(["none", "key"]), hold_limit=st.sampled_from([0, 3, 100]))
 def test_once_the_trouble_is_over_every_message_ends_and_the_budget_is_free_again(
     story: list[Step], order: Order, hold_limit: int
@@ -280,16 +294,10 @@ def test_once_the_trouble_is_over_every_message_ends_and_the_budget_is_free_agai
             await world.play(rig, story)
             for number in range(1, 5):
                 rig.engine.intake.release(f"reason {number}")
-            await until(
-                lambda: (
-                    not rig.engine.counts.out
-                    and not world.adapter.queue
-                    and set(world.plans)
-                    <= {name_of(each) for each in world.ended} | {name_of(each) for each in world.adapter.dead}
-                    and not world.adapter.subscription.out
-                ),
-                within=1000,
-            )
+            for _ in range(100):
+                await asyncio.sleep(10)
+                if not (rig.engine.counts.out or world.adapter.queue or world.adapter.subscription.out):
+                    break
             await asyncio.sleep(100)
             assert rig.engine.counts.out == 0
             assert not world.adapter.queue
@@ -300,14 +308,14 @@ def test_once_the_trouble_is_over_every_message_ends_and_the_budget_is_free_agai
             assert not rig.engine.settler._ends
             assert not rig.engine.settler._tries
             world.check(rig, 6 + hold_limit)
+            world.check_all_done()
             await rig.stopped(1)
-            world.check_nothing_missing()
             target(float(len(world.ended)))
 
-    run_virtual(main(), patience=2)
+    quietly(main())
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     story=stories,
     order=st.sampled_from(["none", "key"]),
@@ -344,4 +352,4 @@ def test_a_drain_at_any_moment_starts_nothing_and_leaves_all_that_is_unsettled_t
         world.check_nothing_missing()
         assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("brokerkit")]
 
-    run_virtual(main(), patience=2)
+    quietly(main())

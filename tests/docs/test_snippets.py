@@ -73,7 +73,9 @@ def test_every_link_between_pages_leads_somewhere(page: Path) -> None:
 
 
 def test_every_public_name_is_told_of_in_guide_or_reference() -> None:
-    told = "\n".join(page.read_text(encoding="utf-8") for page in pages() if page.parent.name in {"guide", "reference"})
+    told = "\n".join(
+        page.read_text(encoding="utf-8") for page in pages() if page.parent.name in {"guide", "reference"}
+    )
     words = set(re.findall(r"\w+", told))
     assert {*brokerkit.__all__, *brokerkit.patterns.__all__} <= words
 
@@ -101,7 +103,10 @@ def test_every_argument_of_the_bus_and_of_a_subscriber_is_in_the_settings() -> N
     text = (REFERENCE / "settings.md").read_text(encoding="utf-8")
     told = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
     functions = [brokerkit.Bus.__init__, brokerkit.Bus.subscriber, brokerkit.Bus.publish]
-    functions += [getattr(brokerkit.patterns, name) for name in ("bulkhead", "dedupe", "inbox", "retry", "sql_store", "timeout")]
+    functions += [
+        getattr(brokerkit.patterns, name)
+        for name in ("bulkhead", "dedupe", "inbox", "retry", "sql_store", "timeout")
+    ]
     arguments = {name for function in functions for name in inspect.signature(function).parameters}
     assert arguments - {"self", "options"} <= told
 

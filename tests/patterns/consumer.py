@@ -1,8 +1,9 @@
 """
 A process that handles the same events as others do, and may be killed at any moment.
 
-Usage: consumer.py FOLDER PATTERN COUNT SEED. At a line
-on its standard input it begins to handle the events 0 ... COUNT-1 in an order of its own, again and again until each was acked, and writes a row into the ledger for every effect. The ledger has no unique key: it counts what happened.
+Usage: consumer.py FOLDER PATTERN COUNT SEED. At a line on its standard input it begins to handle the events 0 ... COUNT-1
+in an order of its own, again and again until each was acked, and writes rows into the ledger for every effect. The ledger
+has no unique key: it counts what happened.
 """
 
 import asyncio
@@ -32,7 +33,6 @@ def inboxed(engine: AsyncEngine, chance: random.Random) -> Handler:
         assert delivery.extra is not None
         connection = delivery.extra["connection"]
         await connection.execute(insert(LEDGER).values(event=delivery.event.id, what="first"))
-        print("inside", flush=True)
         await asyncio.sleep(chance.uniform(0, 0.01))
         await connection.execute(insert(LEDGER).values(event=delivery.event.id, what="second"))
         if chance.random() < 0.05:
@@ -47,7 +47,6 @@ def deduped(engine: AsyncEngine, chance: random.Random) -> Handler:
     async def handler(delivery: Delivery) -> Settlement:
         async with engine.begin() as connection:
             await connection.execute(insert(LEDGER).values(event=delivery.event.id, what="begun"))
-        print("inside", flush=True)
         await asyncio.sleep(chance.uniform(0, 0.01))
         async with engine.begin() as connection:
             await connection.execute(insert(LEDGER).values(event=delivery.event.id, what="ended"))

@@ -250,10 +250,10 @@ def test_a_cancellation_during_a_wait_in_place_passes_and_counts_nothing() -> No
 
 
 STRATEGIES: list[Callable[[], Any]] = [
-    lambda: tenacity.wait_exponential(),
+    tenacity.wait_exponential,
     lambda: tenacity.wait_exponential(max=math.inf),
     lambda: tenacity.wait_random_exponential(multiplier=1, max=300),
-    lambda: tenacity.wait_exponential_jitter(),
+    tenacity.wait_exponential_jitter,
     lambda: tenacity.wait_incrementing(increment=1e300, max=math.inf),
     lambda: lambda _: math.nan,
     lambda: lambda _: -math.inf,

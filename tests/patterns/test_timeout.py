@@ -61,7 +61,7 @@ def test_a_handler_over_its_time_is_cancelled_and_fails() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         delivery = delivery_of()
-        with pytest.raises(HandlerTimeout, match="longer than 2.5 s"):
+        with pytest.raises(HandlerTimeout, match=r"longer than 2\.5 s"):
             await timeout(2.5)(forever)(delivery)
         assert loop.time() == 2.5
         assert delivery.stopped is None

@@ -2,7 +2,7 @@
 `brokerkit demo`: the main job on real input, with processes that are killed on the way, and every count checked.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,12 +28,18 @@ __all__ = ["demo"]
     )
 )
 @click.option(
-    "--events", type=click.IntRange(min=100), default=5200, show_default=True, help="Distinct events to publish."
+    "--events",
+    type=click.IntRange(min=100),
+    default=5000,
+    show_default=True,
+    help="Distinct events to publish.",
 )
 @click.option(
     "--kills", type=click.IntRange(min=0), default=15, show_default=True, help="Processes to end by SIGKILL."
 )
-@click.option("--seed", type=int, default=1, show_default=True, help="Chooses repositories, trouble and victims.")
+@click.option(
+    "--seed", type=int, default=1, show_default=True, help="Chooses repositories, trouble and victims."
+)
 @click.option(
     "--without",
     type=click.Choice(["inbox", "order", "dedupe"]),
@@ -91,7 +97,10 @@ def demo(
             time_limit=time_limit,
         )
         with Progress(plan, settings) as progress:
-            counts = asyncio.run(run(plan, progress.tell))
+            try:
+                counts = asyncio.run(run(plan, progress.tell))
+            except asyncio.CancelledError as error:
+                raise click.Abort from error
         return Exit.DONE if report(plan, counts, settings) else Exit.FAILED
 
 
@@ -106,7 +115,7 @@ def _prefix(settings: Settings) -> str:
 
 
 @contextmanager
-def _folder(keep: Path | None) -> Iterator[Path]:
+def _folder(keep: Path | None) -> Generator[Path]:
     """Return the folder of the run: the one to keep, or one that is gone afterwards."""
     if keep is None:
         import tempfile

@@ -175,7 +175,8 @@ def _dead_letters(evidence: Evidence) -> dict[str, Any]:
 def _effects(evidence: Evidence) -> dict[str, Any]:
     wanted = {(row.source, row.event_id) for row in evidence.published}
     effects = {
-        group: Counter((entry.source, entry.event_id) for entry in evidence.ledgers[group]) for group in GROUPS
+        group: Counter((entry.source, entry.event_id) for entry in evidence.ledgers[group])
+        for group in GROUPS
     }
     lost = {group: len(wanted - effects[group].keys()) for group in GROUPS}
     return {
@@ -236,13 +237,18 @@ def read_evidence(folder: Path) -> Evidence:
     return Evidence(
         published=[
             Published(*row)
-            for row in _select(folder, "producer", "source, event_id, type, repository, sequence, poisoned", "published")
+            for row in _select(
+                folder, "producer", "source, event_id, type, repository, sequence, poisoned", "published"
+            )
         ],
         ledgers={
             group: [
                 Entry(*row)
                 for row in _select(
-                    folder, group, "rowid, source, event_id, repository, sequence, attempt, run, waited", "ledger"
+                    folder,
+                    group,
+                    "rowid, source, event_id, repository, sequence, attempt, run, waited",
+                    "ledger",
                 )
             ]
             for group in GROUPS

@@ -6,22 +6,23 @@ One run from the first process to the counts.
 
 import asyncio
 import json
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from brokerkit.adapter import Adapter, Browses, Measures, open_adapter
+from brokerkit.adapter import Adapter, Measures, Order, Provisions, Start, open_adapter, redacted
 from brokerkit.cli.demo.killer import Killer
 from brokerkit.cli.demo.plan import CHANNEL, GROUPS, PACKAGE, Plan, python_module
-from brokerkit.cli.demo.processes import Fleet, Stopped, chat_service, run_to_end
+from brokerkit.cli.demo.processes import Fleet, Stopped, chat_service, cli, run_to_end
 from brokerkit.cli.demo.progress import Ledgers
-from brokerkit.errors import NotFound
+from brokerkit.errors import NotFound, Unsupported
 from brokerkit.message import Address
 
 __all__ = ["State", "run"]
 
-_LOOK: Final = 0.1
+_LOOK: Final = 0.25
 _QUIET: Final = 1.0
 
 
@@ -43,20 +44,31 @@ async def run(plan: Plan, tell: Tell) -> dict[str, Any]:
     Run the demo and return its counts.
 
     Raises `Stopped` if a process that is needed ends, or if the run takes too long, and then says what is missing. Whatever
-    happens, no process is left.
+    happens, SIGTERM included, no process is left.
     """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None  # noqa: S101 - a coroutine runs in one
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        return await _run(plan, tell)
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+
+
+async def _run(plan: Plan, tell: Tell) -> dict[str, Any]:
     for folder in ("witness", "logs"):
         (plan.folder / folder).mkdir(exist_ok=True)
     started = time.monotonic()
     adapter = open_adapter(plan.url)
+    if not adapter.capabilities.processes:
+        message = (
+            f"{redacted(plan.url)} cannot be shared by several processes; leave --broker out, or name another"
+        )
+        raise Unsupported(message)
     await adapter.connect()
     try:
-        async with chat_service(plan) as chat:
-            fleet = Fleet(plan, chat)
-            try:
-                crashes = await _Run(plan, adapter, fleet, tell).play()
-            finally:
-                await fleet.close()
+        async with chat_service(plan) as chat, Fleet(plan, chat) as fleet:
+            crashes = await _Run(plan, adapter, fleet, tell).play()
     finally:
         await adapter.close()
     counted = await run_to_end(
@@ -84,12 +96,11 @@ class _Run:
 
     async def play(self) -> int:
         """Do everything; returns how often a process ended without being killed."""
-        self._begin("tables")
+        self._begin("tables and groups")
         await self._run("prepare", python_module(f"{PACKAGE}.prepare"))
-        self._begin("services start")
-        await self._fleet.start(fixed=False)
-        await self._until(self._joined)
+        await self._create_groups()
         self._begin("load and kills")
+        await self._fleet.start(fixed=False)
         await self._load()
         self._begin("draining")
         await self._until(self._drained)
@@ -104,10 +115,21 @@ class _Run:
         await self._fleet.stop()
         return self._fleet.crashes
 
+    async def _create_groups(self) -> None:
+        """Create every group before the first publish, so that what is published reaches it."""
+        if not isinstance(self._adapter, Provisions):
+            return
+        orders: dict[str, Order] = {"projection": "none" if self._plan.without == "order" else "key"}
+        places: list[tuple[Address, Start, Order]] = [
+            (Address(self._plan.channel, group, "inlet"), "earliest", orders.get(group, "none"))
+            for group in GROUPS
+        ]
+        await self._adapter.provision(places, create=True)
+
     async def _load(self) -> None:
         """Publish everything, and kill meanwhile."""
         producer = python_module(f"{PACKAGE}.producer", str(self._plan.events))
-        tasks = [
+        tasks: list[asyncio.Task[Any]] = [
             asyncio.create_task(self._run("producer", producer)),
             asyncio.create_task(self._killer.run()),
         ]
@@ -122,9 +144,16 @@ class _Run:
         """Send every dead letter back to the group that failed it, and keep what the command says of each."""
         lines: list[str] = []
         for group in GROUPS:
-            command = python_module("brokerkit.cli.demo.redrive", self._plan.url, self._plan.channel, group)
-            output = await self._run("redrive", command)
-            lines += [json.dumps({"group": group, **json.loads(line)}) for line in output.splitlines()]
+            place = ("--channel", CHANNEL, "--group", group)
+            output = await self._run(
+                "redrive", cli("dlq", "redrive", *place, "--all", "--yes", "-o", "ndjson")
+            )
+            outcomes = [json.loads(line) for line in output.splitlines()]
+            lines += [
+                json.dumps({"group": group, "id": outcome["id"]})
+                for outcome in outcomes
+                if outcome["result"] == "redriven"
+            ]
         (self._plan.folder / "redriven.ndjson").write_text("".join(f"{line}\n" for line in lines), "utf-8")
 
     async def _snapshot(self, when: str) -> None:
@@ -155,20 +184,17 @@ class _Run:
             await asyncio.sleep(_LOOK)
 
     async def _missing(self, now: float) -> str:
-        why = "the time limit is over" if now > self._deadline else f"nothing has moved for {now - self._moved:.0f} s"
+        why = (
+            "the time limit is over"
+            if now > self._deadline
+            else f"nothing has moved for {now - self._moved:.0f} s"
+        )
         counts = ", ".join(f"{name} {count}" for name, count in self._ledgers.all().items())
         waiting = [f"{group}: {await self._measured(group)}" for group in GROUPS]
         return (
             f"{why} in phase '{self._phase}'; rows so far: {counts}; kills {self._killer.kills} of "
             f"{self._plan.kills}; at the broker: {'; '.join(waiting)}"
         )
-
-    async def _joined(self) -> bool:
-        """Whether every group exists at the broker, so that what is published reaches it."""
-        if not isinstance(self._adapter, Browses):
-            return all(member.witness.exists() or member.pid for member in self._fleet.members)
-        there = set(await self._adapter.groups())
-        return all((self._plan.channel, group) in there for group in GROUPS)
 
     async def _drained(self) -> bool:
         """Whether nothing waits for any group, and the ledgers have stood still for a moment."""

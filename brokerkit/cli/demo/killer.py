@@ -25,7 +25,7 @@ _LAST: Final = 0.85
 
 _PATIENCE: Final = 20.0
 _STOPPING: Final = 5.0
-_LOOK: Final = 0.05
+_LOOK: Final = 0.1
 
 
 class Killer:
@@ -57,7 +57,7 @@ class Killer:
         members = [member for member in self._members if member.group == group]
         for number in range(kills):
             due = self._plan.events * _LAST * (number + self._chance.uniform(0.3, 0.9)) / kills
-            while self._done(group) < due:
+            while self._done(group) < due:  # noqa: ASYNC110 - another process moves it
                 await asyncio.sleep(_LOOK)
             await self._kill(members[number % len(members)])
 
@@ -73,7 +73,12 @@ class Killer:
             await asyncio.sleep(self._chance.uniform(0.002, 0.03))
         if member.pid and member.process is not None:
             member.killed = True
-            entry = {"group": member.group, "pid": member.pid, "witness": member.witness.name, "at": time.time()}
+            entry = {
+                "group": member.group,
+                "pid": member.pid,
+                "witness": member.witness.name,
+                "at": time.time(),
+            }
             member.process.kill()
             member.process.wait()
             with self._record.open("a", encoding="ascii") as record:

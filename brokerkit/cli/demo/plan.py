@@ -57,7 +57,9 @@ class Plan:
         """Return the file of one program's own database."""
         return self.folder / f"{name}.db"
 
-    def environment(self, *, fixed: bool = False, chat: str = "127.0.0.1:0", witness: str = "") -> dict[str, str]:
+    def environment(
+        self, *, fixed: bool = False, chat: str = "127.0.0.1:0", witness: str = ""
+    ) -> dict[str, str]:
         """Return the environment of a process of this run; what the caller's says about brokers is left out."""
         foreign = {name for name in os.environ if name.startswith(("BROKERKIT_", "GITHUB_WEBHOOKS_"))}
         environment = {name: value for name, value in os.environ.items() if name not in foreign}

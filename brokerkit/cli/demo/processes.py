@@ -10,10 +10,11 @@ import itertools
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Final
+from types import TracebackType
+from typing import IO, Final, Self
 
 from brokerkit.cli.demo.plan import GROUPS, PACKAGE, Plan, python_module
 from brokerkit.cli.exits import Failed
@@ -67,6 +68,14 @@ class Fleet:
         self._fixed = False
         self._keeping: asyncio.Task[None] | None = None
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
     async def start(self, *, fixed: bool) -> None:
         """Start every process and keep it alive from here on; with `fixed`, the release that mends the poison."""
         self._fixed = fixed
@@ -82,13 +91,14 @@ class Fleet:
     async def stop(self) -> None:
         """Let every process drain and end; one that does not within the grace is killed, which is a failure."""
         await self._stop_keeping()
-        running = [member.process for member in self.members if member.process is not None and member.pid]
-        for process in running:
-            process.terminate()
+        for member in self.members:
+            if member.process is not None and member.pid:
+                member.process.terminate()
         deadline = time.monotonic() + _GRACE
-        while any(process.poll() is None for process in running):
+        while running := [member for member in self.members if member.pid]:
             if time.monotonic() > deadline:
-                message = f"a process did not end within {_GRACE:.0f} s of SIGTERM; its log is in {self._plan.folder}"
+                log = running[0].log
+                message = f"{log.stem} did not end within {_GRACE:.0f} s of SIGTERM; the end of its log:\n{_tail(log)}"
                 raise Stopped(message)
             await asyncio.sleep(_LOOK)
 
@@ -126,9 +136,7 @@ class Fleet:
         member.killed = False
         member.witness = self._plan.folder / "witness" / life
         member.log = self._plan.folder / "logs" / f"{life}.log"
-        environment = self._plan.environment(
-            fixed=self._fixed, chat=self._chat, witness=str(member.witness)
-        )
+        environment = self._plan.environment(fixed=self._fixed, chat=self._chat, witness=str(member.witness))
         target = f"{PACKAGE}.{member.group}:bus"
         with member.log.open("wb") as log:
             member.process = _spawn(cli("run", target), environment, log)
@@ -158,13 +166,11 @@ async def run_to_end(command: Sequence[str], environment: Mapping[str, str], log
 
 
 @contextlib.asynccontextmanager
-async def chat_service(plan: Plan) -> AsyncIterator[str]:
+async def chat_service(plan: Plan) -> AsyncGenerator[str]:
     """Run the chat service inside the block; yields its address."""
     log = plan.folder / "logs" / "chat.log"
     with log.open("wb") as errors:
-        process = _spawn(
-            python_module(f"{PACKAGE}.chat"), plan.environment(), errors, stdout=subprocess.PIPE
-        )
+        process = _spawn(python_module(f"{PACKAGE}.chat"), plan.environment(), errors, stdout=subprocess.PIPE)
     assert process.stdout is not None  # noqa: S101 - asked for
     try:
         address = (await asyncio.to_thread(process.stdout.readline)).decode().strip()

@@ -5,6 +5,7 @@ What people see of a run, and the one object for programs.
 import json
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -12,15 +13,15 @@ import click
 
 from brokerkit.cli.demo.driver import State
 from brokerkit.cli.demo.plan import GROUPS, Plan
-from brokerkit.cli.demo.verdict import expected_break, is_good, promises
+from brokerkit.cli.demo.verdict import Counts, Promise, expected_break, is_good, promises
 from brokerkit.cli.exits import masked
 from brokerkit.cli.settings import Settings
 
 __all__ = ["Progress", "report"]
 
-SCHEMA: Final = "brokerkit.demo/1"
+SCHEMA: Final = {"name": "brokerkit.demo", "version": 1}
 _EVERY: Final = 5.0
-_WIDTH: Final = 24
+_BAR: Final = 8
 
 
 class Progress:
@@ -68,55 +69,83 @@ class Progress:
         return f"{state.phase}  {bars}  kills {state.kills}/{self._kills}"
 
     def _bar(self, count: int) -> str:
-        full = min(8, count * 8 // self._events)
-        return "█" * full + "░" * (8 - full)
+        full = min(_BAR, count * _BAR // self._events)
+        return "█" * full + "░" * (_BAR - full)
 
 
-def report(plan: Plan, counts: dict[str, Any], settings: Settings) -> bool:
+def report(plan: Plan, counts: Counts, settings: Settings) -> bool:
     """Write the result to stdout and return whether the run showed what it should."""
     kept = promises(plan, counts)
     good = is_good(plan, counts, kept)
-    if settings.output != "table":
-        head = {
-            "schema": SCHEMA,
-            "broker": masked(plan.url, plan.url),
-            "seed": plan.seed,
-            "without": plan.without,
-        }
-        tail: dict[str, Any] = {"promises": {promise.text: promise.holds for promise in kept}}
-        if plan.without is not None:
-            text, seen = expected_break(plan.without, counts)
-            tail |= {"expected_break": text, "break_seen": seen}
-        click.echo(json.dumps({**head, **counts, **tail, "ok": good}))
-        return good
-    click.echo(_summary(plan, counts))
-    for promise in kept:
-        click.echo(f"  {'yes' if promise.holds else 'NO '}  {promise.text}")
-    click.echo(_verdict(plan, counts, good))
+    if settings.output == "table":
+        click.echo(_for_people(plan, counts, kept, good=good))
+    else:
+        click.echo(json.dumps({**_as_object(plan, counts, kept), "ok": good}))
     return good
 
 
-def _summary(plan: Plan, counts: dict[str, Any]) -> str:
+def _as_object(plan: Plan, counts: Counts, kept: Sequence[Promise]) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "schema": SCHEMA,
+        "broker": masked(plan.url, plan.url),
+        "seed": plan.seed,
+        "without": plan.without,
+        **counts,
+        "promises": {promise.text: promise.holds for promise in kept},
+    }
+    if plan.without is not None:
+        result["expected_break"], result["break_seen"] = expected_break(plan.without, counts)
+    return result
+
+
+def _for_people(plan: Plan, counts: Counts, kept: Sequence[Promise], *, good: bool) -> str:
+    broker = plan.url.partition("://")[0]
+    head = f"{counts['published']:,} GitHub webhook deliveries over {broker}://, to three groups of two processes each"
+    rows = [f"  {name:<15}{text}" for name, text in _rows(counts)]
+    marks = [f"  {'yes' if promise.holds else 'NO '}  {promise.text}" for promise in kept]
+    return "\n".join([head, "", *rows, "", *marks, "", _verdict(plan, counts, good=good)])
+
+
+def _rows(counts: Counts) -> Iterator[tuple[str, str]]:
     by_group = counts["dead_lettered_by_group"]
-    dead = ", ".join(f"{group} {by_group.get(group, 0)}" for group in GROUPS)
-    return f"""
-{counts["published"]:,} GitHub webhook deliveries ({counts["payloads"]} payloads of {counts["types"]} types) went over {masked(plan.url, plan.url).partition("://")[0]}://
-  keys           {counts["keyed"]:,} events spread over {counts["repositories"]} made-up repositories; {counts["keyless"]} have no repository and no key
-  sent twice     {counts["redelivered_by_producer"]} by the producer, as GitHub does
-  killed         {counts["kills"]} processes by SIGKILL, {counts["kills_in_flight"]} of them between a first write and its settlement; {counts["crashes"]} died of a poisoned event
-  tried again    {counts["retried_held"]} events held in their key's lane, {counts["retried_copied"]} copied with a delay: {counts["retried_share"]:.0%} of the keyed events, 2 s or more later
-  dead letters   {counts["dead_lettered"]} ({dead}); {counts["redriven"]} redriven after the fix, {counts["completed_after_redrive"]} completed then
-  lost           {counts["lost"]}
-  innocents      {counts["innocents_dead_lettered"]} dead-lettered
-  doubled        {counts["duplicated_effects"]} effects in the groups with an inbox
-  out of order   {counts["key_order_breaks"]}
-  repeated calls {counts["repeated_calls"]} to the chat service, each with the same idempotency key (the kills explain up to {counts["repeated_calls_explained"]})
-  time           {counts["seconds"]} s
-"""
+    yield "payloads", f"{counts['payloads']} different ones, of {counts['types']} types"
+    yield "keys", f"{counts['keyed']:,} events spread over {counts['repositories']} made-up repositories"
+    yield "no key", f"{counts['keyless']} events, whose payload has no repository"
+    yield "sent twice", f"{counts['redelivered_by_producer']} events, as GitHub does"
+    yield (
+        "killed",
+        f"{counts['kills']} processes, {counts['kills_in_flight']} between a first write and its settlement",
+    )
+    yield "crashed", f"{counts['crashes']} processes, of an event that ends whoever handles it"
+    yield "tried again", f"{counts['retried_share']:.0%} of the keyed events, 2 s or more later:"
+    yield (
+        "",
+        f"{counts['retried_held']} held in their key's lane, {counts['retried_copied']} as delayed copies",
+    )
+    yield (
+        "dead letters",
+        f"{counts['dead_lettered']}: {', '.join(f'{by_group.get(name, 0)} {name}' for name in GROUPS)}",
+    )
+    yield (
+        "redriven",
+        f"{counts['redriven']} after the fix, of which {counts['completed_after_redrive']} completed",
+    )
+    yield "innocents", f"{counts['innocents_dead_lettered']} dead-lettered"
+    yield "lost", f"{counts['lost']}"
+    yield "doubled", f"{counts['duplicated_effects']} effects of the groups with an inbox"
+    yield "out of order", f"{counts['key_order_breaks']}"
+    yield (
+        "repeated calls",
+        f"{counts['repeated_calls']} of {counts['calls']:,}, each with the same idempotency key;",
+    )
+    yield "", f"the kills explain up to {counts['repeated_calls_explained']}"
+    yield "time", f"{counts['seconds']} s"
 
 
-def _verdict(plan: Plan, counts: dict[str, Any], good: bool) -> str:
+def _verdict(plan: Plan, counts: Counts, *, good: bool) -> str:
     if plan.without is None:
-        return "every promise holds" if good else "NOT every promise holds"
+        return "Every promise holds." if good else "NOT every promise holds."
     text, seen = expected_break(plan.without, counts)
-    return f"without {plan.without}: {text} {'seen, as it must be' if seen else 'NOT seen, although the protection was off'}"
+    if seen:
+        return f"Without {plan.without}: {text}, as it must be. The count can fail."
+    return f"Without {plan.without}: NO {text}, although the protection was off."

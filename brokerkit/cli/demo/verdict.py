@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from brokerkit.cli.demo.plan import Plan, Without
 
-__all__ = ["Promise", "expected_break", "is_good", "promises"]
+__all__ = ["Counts", "Promise", "expected_break", "is_good", "promises"]
 
 Counts = Mapping[str, Any]
 

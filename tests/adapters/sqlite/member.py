@@ -34,7 +34,11 @@ class Member:
         adapter = SqliteAdapter(url)
         await adapter.connect()
         self.subscription = await adapter.subscribe(
-            Address("orders", "billing", "inlet"), order=order, start="earliest", prefetch=32, on_lost=self.on_lost
+            Address("orders", "billing", "inlet"),
+            order=order,
+            start="earliest",
+            prefetch=32,
+            on_lost=self.on_lost,
         )
 
     async def do(self, command: dict[str, Any]) -> object:
@@ -52,7 +56,8 @@ class Member:
             case "work":
                 self.worker = asyncio.create_task(self.work(command["ledger"]))
                 return "working"
-        return "unknown"
+            case unknown:
+                raise ValueError(unknown)
 
     async def work(self, ledger: str) -> None:
         assert self.subscription is not None
@@ -63,13 +68,18 @@ class Member:
                 await self.subscription.settle([(delivery, ACK)])
 
 
+def answer(value: object) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
 async def main() -> None:
     member = Member()
     await member.open(sys.argv[1], sys.argv[2])
-    print(json.dumps("ready"), flush=True)
+    answer("ready")
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
-        print(json.dumps(await member.do(json.loads(line))), flush=True)
+        answer(await member.do(json.loads(line)))
 
 
 if __name__ == "__main__":

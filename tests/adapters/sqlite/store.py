@@ -56,7 +56,9 @@ class Store:
         self.do(lambda tx: members.leave(tx, self.place.id, member))
 
     def publish(self, *messages: tuple[str | None, str]) -> None:
-        rows = [row_of(Message(body=body.encode(), key=key.encode() if key else None)) for key, body in messages]
+        rows = [
+            row_of(Message(body=body.encode(), key=key.encode() if key else None)) for key, body in messages
+        ]
         self.do(partial(log.publish, channel="orders", rows=rows, must_route=False))
 
     def copy(self, key: str, body: str, after: float = 0.0) -> None:

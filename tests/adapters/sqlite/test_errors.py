@@ -1,4 +1,5 @@
 """What goes wrong with the file, and what is said about it."""
+# ruff: noqa: ASYNC240 - small files of a test block nobody
 
 import asyncio
 import sqlite3
@@ -39,7 +40,9 @@ async def subscribe(adapter: SqliteAdapter) -> SqliteSubscription:
     return await adapter.subscribe(INLET, order="none", start="earliest", prefetch=32, on_lost=ignore)
 
 
-async def send(adapter: SqliteAdapter, body: bytes = b"1", to: Address = CHANNEL, after: float = 0) -> SendError | None:
+async def send(
+    adapter: SqliteAdapter, body: bytes = b"1", to: Address = CHANNEL, after: float = 0
+) -> SendError | None:
     (outcome,) = await adapter.send(to, [Message(body=body)], after=after)
     return outcome
 
@@ -77,8 +80,10 @@ async def test_a_database_of_a_later_version_is_a_configuration_error(connect: C
         await connect()
 
 
-async def test_an_adapter_that_could_not_connect_can_try_again(connect: Connect, path: Path, lock: FileLock) -> None:
-    adapter = SqliteAdapter(f"sqlite:///{path}?lock_timeout=0.2")
+async def test_an_adapter_that_could_not_connect_can_try_again(
+    connect: Connect, path: Path, lock: FileLock
+) -> None:
+    adapter = SqliteAdapter(f"sqlite:///{path}?lock_timeout=1")
     lock.acquire()
     with pytest.raises(ConnectionLost, match="locked"):
         await adapter.connect()
@@ -98,7 +103,7 @@ async def test_before_connecting_everything_is_closed(path: Path) -> None:
 
 
 async def test_a_call_that_waited_too_long_is_not_done_later(connect: Connect, lock: FileLock) -> None:
-    adapter = await connect(lock_timeout=0.2)
+    adapter = await connect(lock_timeout=1.0)
     subscription = await subscribe(adapter)
     await send(adapter)
     (delivery,) = await subscription.receive(1)
@@ -115,7 +120,7 @@ async def test_a_call_that_waited_too_long_is_not_done_later(connect: Connect, l
 async def test_receive_tells_once_that_the_file_is_locked_and_works_again_afterwards(
     connect: Connect, lock: FileLock
 ) -> None:
-    adapter = await connect(lock_timeout=0.2)
+    adapter = await connect(lock_timeout=1.0)
     subscription = await subscribe(adapter)
     lock.acquire()
     with pytest.raises(ConnectionLost):
@@ -126,7 +131,7 @@ async def test_receive_tells_once_that_the_file_is_locked_and_works_again_afterw
 
 
 async def test_a_foreign_writer_is_waited_for_and_then_reported(connect: Connect, path: Path) -> None:
-    adapter = await connect(lock_timeout=0.3)
+    adapter = await connect(lock_timeout=1.0)
     foreign = sqlite3.connect(path, isolation_level=None)
     foreign.execute("BEGIN IMMEDIATE")
     sending = asyncio.create_task(send(adapter, b"patient"))
@@ -194,13 +199,13 @@ async def test_a_member_that_could_not_leave_leaves_as_soon_as_it_can(
     connect: Connect, lock: FileLock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("brokerkit.adapters.sqlite.subscription._CLOSE", 0.1)
-    adapter = await connect(lock_timeout=0.2, lease=0.6)
+    adapter = await connect(lock_timeout=1.0, lease=0.6)
     subscription = await subscribe(adapter)
     await send(adapter)
     await subscription.receive(1)
     lock.acquire()
     await subscription.close()
-    await asyncio.sleep(0.3)  # until the leaving is given up
+    await asyncio.sleep(1.2)  # until the leaving is given up
     lock.release()
     async with asyncio.timeout(5):
         (delivery,) = await (await subscribe(adapter)).receive(1)
@@ -254,7 +259,34 @@ def test_a_job_that_fails_harms_no_neighbour_in_its_transaction(path: Path) -> N
     jobs = [insert("a", hooks), insert("b", hooks, fail=True), insert("c", hooks)]
     database.transact(lambda: jobs)
     assert [type(job.error) for job in jobs] == [type(None), ValueError, type(None)]
-    assert [name for (name,) in database.connection.execute("SELECT name FROM channel ORDER BY 1")] == ["a", "c"]
+    assert [name for (name,) in database.connection.execute("SELECT name FROM channel ORDER BY 1")] == [
+        "a",
+        "c",
+    ]
     assert [hook for hook in hooks if "committed" in hook] == ["a committed", "c committed"]
     assert hooks.count("b undone") == 2
     database.close()
+
+
+async def test_a_send_and_a_mark_are_on_the_disk_before_they_are_confirmed(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels: list[int] = []
+    commit = Database._commit
+
+    def record(self: Database, jobs: list[Job[object]]) -> None:
+        levels.extend(self.connection.execute("PRAGMA synchronous").fetchone())
+        commit(self, jobs)
+
+    adapter = await connect()
+    subscription = await subscribe(adapter)
+    monkeypatch.setattr(Database, "_commit", record)
+    full, normal = 2, 1
+    await send(adapter)
+    await send(adapter, to=INLET)
+    assert levels == [full, full]
+    taken = await subscription.receive(2)
+    await subscription.settle([(taken[0], ACK)])
+    assert levels[2:] == [normal, normal]
+    await subscription.mark([(taken[1], b"x")])
+    assert levels[4:] == [full]

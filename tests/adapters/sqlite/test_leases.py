@@ -230,5 +230,3 @@ def test_a_claim_stops_at_16_mib_of_bodies(open_store: OpenStore) -> None:
     for _ in range(3):
         store.publish(("a", "x" * (9 * 1024 * 1024)))
     assert [len(store.claim(member)), len(store.claim(member))] == [2, 1]
-
-

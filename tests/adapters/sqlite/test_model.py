@@ -167,7 +167,9 @@ class Group(RuleBasedStateMachine):
             for other, out in self.out.items():
                 assert other == member or body not in out, "one key is out at two members"
             earlier = int(body) < int(row.body)
-            assert not earlier or body in self.done or body in self.out[member], "an earlier one was overtaken"
+            assert not earlier or body in self.done or body in self.out[member], (
+                "an earlier one was overtaken"
+            )
 
     def _finish(self, member: int, rows: Sequence[Claimed]) -> None:
         for row in rows:

@@ -1,4 +1,5 @@
 """Members in processes of their own, killed and frozen."""
+# ruff: noqa: ASYNC110 - another process tells no event
 
 import asyncio
 import statistics
@@ -107,7 +108,9 @@ async def test_a_frozen_member_loses_what_it_holds_is_told_so_and_joins_again(
     assert list(await subscription.settle([(delivery, ACK) for delivery in taken])) == [None, None]
 
 
-async def test_a_waiting_process_wakes_within_50_ms_of_a_commit_by_another(connect: Connect, start: Start) -> None:
+async def test_a_waiting_process_wakes_within_50_ms_of_a_commit_by_another(
+    connect: Connect, start: Start
+) -> None:
     adapter = await connect()
     process = await start()
     latencies = []

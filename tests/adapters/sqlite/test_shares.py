@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from brokerkit.adapters.sqlite.claims import Claimed
 from tests.adapters.sqlite.store import Store, bodies
 
 OpenStore = Callable[..., Store]
@@ -85,9 +86,9 @@ def test_a_declared_dead_member_takes_no_slots(store: Store) -> None:
 
 def test_a_slot_changes_hands_without_an_inversion(store: Store) -> None:
     members = [store.join()]
-    seen: dict[bytes, list[int]] = {}
+    seen: dict[bytes | None, list[int]] = {}
     numbers = {f"k{key}": 0 for key in range(80)}
-    held = {}
+    held: dict[int, list[Claimed]] = {}
     for round_ in range(40):
         for key in numbers:
             numbers[key] += 1

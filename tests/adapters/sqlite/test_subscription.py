@@ -1,4 +1,5 @@
 """Receiving, settling, cancelling and closing through the adapter."""
+# ruff: noqa: ASYNC222 - the child ends at once
 
 import asyncio
 import contextlib
@@ -95,7 +96,9 @@ async def test_a_cancelled_receive_loses_nothing(connect: Connect) -> None:
     assert [delivery.arrivals for delivery in taken] == [1] * left
 
 
-async def test_a_limit_smaller_than_what_a_cancelled_receive_claimed_leaves_the_rest(connect: Connect) -> None:
+async def test_a_limit_smaller_than_what_a_cancelled_receive_claimed_leaves_the_rest(
+    connect: Connect,
+) -> None:
     adapter = await connect()
     subscription = await subscribe(adapter)
     await send(adapter, "1", "2", "3")
@@ -119,7 +122,11 @@ async def test_closing_returns_what_is_unsettled_to_others_as_polite_returns_in_
     assert await subscription.receive(1) == ()
     assert [type(outcome) for outcome in await subscription.settle([(held[0], ACK)])] == [Stale]
     again = await take(await subscribe(adapter, order=order), 3)
-    assert [(d.message.body, d.arrivals, d.returns) for d in again] == [(b"1", 2, 1), (b"2", 2, 1), (b"3", 1, 0)]
+    assert [(d.message.body, d.arrivals, d.returns) for d in again] == [
+        (b"1", 2, 1),
+        (b"2", 2, 1),
+        (b"3", 1, 0),
+    ]
 
 
 async def test_closing_ends_a_waiting_receive_at_once(connect: Connect) -> None:

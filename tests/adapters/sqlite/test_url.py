@@ -9,8 +9,12 @@ from brokerkit.adapters.sqlite.url import read_url
 from brokerkit.errors import ConfigurationError
 
 
-@pytest.mark.parametrize("url", ["sqlite:///file.db", "sqlite://file.db", "sqlite://./file.db", "sqlite:///fil%65.db"])
-def test_three_and_two_slashes_are_relative(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "url", ["sqlite:///file.db", "sqlite://file.db", "sqlite://./file.db", "sqlite:///fil%65.db"]
+)
+def test_three_and_two_slashes_are_relative(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert read_url(url, {}).path == tmp_path.resolve() / "file.db"
 
@@ -52,7 +56,9 @@ def test_a_wrong_url_is_a_configuration_error_and_touches_nothing(tail: str, tmp
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "sqlite:///", "sqlite:file.db", "memory://"])
+@pytest.mark.parametrize(
+    "url", ["sqlite://", "sqlite:///:memory:", "sqlite:///", "sqlite:file.db", "memory://"]
+)
 def test_a_url_without_a_file_is_a_configuration_error(url: str) -> None:
     with pytest.raises(ConfigurationError):
         SqliteAdapter(url)

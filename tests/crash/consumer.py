@@ -1,0 +1,100 @@
+"""
+A consumer for the crash tests: appends one row for each event, with the inbox or without it.
+
+Run as `python -m tests.crash.consumer BROKER DATABASE WITNESS inbox|bare`. WITNESS is a file of one shared byte: how many
+handlers stand between their first write and their return.
+"""
+
+import asyncio
+import mmap
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from sqlalchemy import Column, Integer, MetaData, String, Table, event, insert
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from brokerkit import Bus, Delivery, Pattern
+from brokerkit.patterns import inbox, retry
+
+metadata = MetaData()
+effects = Table(
+    "effects",
+    metadata,
+    Column("row", Integer, primary_key=True),
+    Column("event", String, nullable=False),
+    Column("attempt", Integer, nullable=False),
+)
+CHANNEL, GROUP = "transfers", "ledger"
+
+
+class Witness:
+    """One byte in a shared file: how many handlers are between their first write and their return."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("r+b") as file:
+            self._byte = mmap.mmap(file.fileno(), 1)
+
+    def add(self, number: int) -> None:
+        self._byte[0] += number
+
+
+def engine_of(database: str) -> AsyncEngine:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{database}", connect_args={"timeout": 30})
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def fast(connection: object, _: object) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")  # type: ignore[attr-defined]
+        connection.execute("PRAGMA synchronous=NORMAL")  # type: ignore[attr-defined]
+
+    return engine
+
+
+def bus_of(broker: str, database: str, witness: Witness, how: str) -> Bus:
+    engine = engine_of(database)
+    once = inbox(engine)
+
+    @asynccontextmanager
+    async def lifespan(_: Bus) -> AsyncIterator[None]:
+        await once.create()
+        async with engine.begin() as connection:
+            await connection.run_sync(metadata.create_all)
+        yield
+        await engine.dispose()
+
+    bus = Bus(broker, name="crash", lifespan=lifespan, grace=20)
+    patterns: list[Pattern] = [retry(attempts=5)]
+
+    async def append(delivery: Delivery, connection: AsyncConnection) -> None:
+        row = insert(effects).values(event=delivery.event.id, attempt=delivery.attempt)
+        await connection.execute(row)
+        witness.add(1)
+        try:
+            await asyncio.sleep(0)
+        finally:
+            witness.add(-1)
+
+    async def in_the_inbox(delivery: Delivery, connection: AsyncConnection) -> None:
+        await append(delivery, connection)
+
+    async def bare(delivery: Delivery) -> None:
+        async with engine.begin() as connection:
+            row = insert(effects).values(event=delivery.event.id, attempt=delivery.attempt)
+            await connection.execute(row)
+        witness.add(1)
+        try:
+            await asyncio.sleep(0.002)
+        finally:
+            witness.add(-1)
+
+    if how == "inbox":
+        bus.subscriber(CHANNEL, group=GROUP, patterns=[*patterns, once])(in_the_inbox)
+    else:
+        bus.subscriber(CHANNEL, group=GROUP, patterns=patterns)(bare)
+    return bus
+
+
+if __name__ == "__main__":
+    broker, database, path, how = sys.argv[1:]
+    asyncio.run(bus_of(broker, database, Witness(Path(path)), how).run())
