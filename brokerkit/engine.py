@@ -40,6 +40,7 @@ _TURN = 0.002
 _PATIENCE = 1.0
 _BARRED = 30.0
 _MISHAP = 1.0
+_COOLING = 0.5
 _LONGEST_BACKOFF = 30.0
 
 Mark = Callable[[], Awaitable[Standing]]
@@ -430,6 +431,9 @@ class Engine:
             self._conclude(delivery, DeadLetter("hop_limit", f"{delivery.hop} copies of it have been made"))
         elif delivery.due and (left := delivery.due - self._clock.time()) > 0:
             self._wait_in_lane(delivery, min(left, settings.max_hold))
+        elif delivery.suspect and delivery.alone and not (delivery.extra or {}).get(_COOLED):
+            delivery.extra = {**(delivery.extra or {}), _COOLED: True}
+            self._wait_in_lane(delivery, min(_COOLING * 2.0**delivery.alone, settings.max_hold))
         elif delivery.suspect:
             self._isolation.add(delivery)
         else:
@@ -736,6 +740,7 @@ class Engine:
 
 
 _BAR = "barred"
+_COOLED = "cooled"
 
 
 def _as_coroutine(handler: Handler) -> Handler:

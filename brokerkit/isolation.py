@@ -5,12 +5,14 @@ A suspect is a delivery that arrived more often than its polite returns explain.
 beside it, and only one suspect at a time runs in the process. Before it starts a mark is written beside it; every ending
 that the process survives takes the mark back. So only a message that really ends its process keeps its marks, and its
 neighbours, which came back with it, never do.
+
+Who kills a process from outside (a deploy, the kernel short of memory) hits whatever happens to run. So that this cannot be
+the same message again and again, those with marks stand behind those without, and wait some seconds first.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections import deque
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,7 +42,7 @@ class Isolation:
     """
 
     def __init__(self, engine: "Engine", alone: asyncio.Lock) -> None:
-        self.suspects: deque[Delivery] = deque()
+        self.suspects: list[Delivery] = []
         self.gate = False
         self._engine = engine
         self._alone = alone
@@ -83,9 +85,14 @@ class Isolation:
                 try:
                     await self._engine.until_quiet()
                     if self.suspects:
-                        await self._run_one(self.suspects.popleft())
+                        await self._run_one(self._least_marked())
                 finally:
                     self._open_gate()
+
+    def _least_marked(self) -> Delivery:
+        delivery = min(self.suspects, key=lambda suspect: suspect.alone)
+        self.suspects.remove(delivery)
+        return delivery
 
     def _open_gate(self) -> None:
         if self.gate:

@@ -285,12 +285,10 @@ class Settler:
             self._flying_copies, self._copies = self._copies, []
             for at in range(0, len(self._flying_copies), _BATCH):
                 part = self._flying_copies[at : at + _BATCH]
-                await self._send_copies(
-                    self._inlet, [copy for copy in part if isinstance(copy.settlement, Retry)]
-                )
-                await self._send_copies(
-                    self._dead, [copy for copy in part if isinstance(copy.settlement, DeadLetter)]
-                )
+                retries = [copy for copy in part if isinstance(copy.settlement, Retry)]
+                letters = [copy for copy in part if isinstance(copy.settlement, DeadLetter)]
+                await self._send_copies(self._inlet, retries)
+                await self._send_copies(self._dead, letters)
             self._flying_copies = []
             self._tell_moved()
 

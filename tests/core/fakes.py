@@ -128,7 +128,8 @@ class FakeSubscription:
             mark=stored.mark,
         )
         self.out[delivery] = stored
-        self.adapter.most_out = max(self.adapter.most_out, len(self.out))
+        ours = sum(each.stopped is None for each in self.out)
+        self.adapter.most_out = max(self.adapter.most_out, ours)
         return delivery
 
     async def settle(self, settled: Sequence[tuple[Delivery, Ack | Retry]]) -> Sequence[SettleError | None]:

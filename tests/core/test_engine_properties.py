@@ -111,6 +111,7 @@ class World:
     copy_errors: list[SendError] = field(default_factory=list[SendError])
     mark_errors: int = 0
     draining: bool = False
+    violations: list[str] = field(default_factory=list[str])
     tasks: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
 
     def watch(self) -> None:
@@ -121,14 +122,17 @@ class World:
     async def handle(self, delivery: Delivery) -> Settlement:
         name = name_of(delivery)
         plan = self.plans[name]
-        assert not self.draining, "started after the drain began"
-        assert delivery not in self.active, "one delivery in two handlers"
-        assert plan.key is None or all(self.plans[name_of(each)].key != plan.key for each in self.active), (
-            "two of one key at once"
-        )
-        assert delivery not in self.ended, "a settled delivery was handled again"
-        if self.order == "none":
-            assert delivery not in self.begun, "one delivery handled twice"
+        self.must(not self.draining, "started after the drain began")
+        self.must(delivery not in self.active, "one delivery in two handlers")
+        same_key = [each for each in self.active if self.plans[name_of(each)].key == plan.key]
+        self.must(plan.key is None or not same_key, "two of one key at once")
+        self.must(delivery not in self.ended, "a settled delivery was handled again")
+        self.must(delivery.stopped is None, "started although it was lost")
+        self.must(self.order == "key" or delivery not in self.begun, "one delivery handled twice")
+        if delivery.suspect:
+            self.must(not self.active, "a suspect did not run alone")
+        else:
+            self.must(not any(each.suspect for each in self.active), "started beside a suspect")
         self.begun.add(delivery)
         self.active.append(delivery)
         try:
@@ -140,6 +144,11 @@ class World:
             raise
         finally:
             self.active.remove(delivery)
+
+    def must(self, holds: bool, claim: str) -> None:
+        """Note what should never be; raising here would only look like a failing handler."""
+        if not holds:
+            self.violations.append(claim)
 
     async def take_time(self, plan: Plan) -> None:
         loop = asyncio.get_running_loop()
@@ -153,7 +162,7 @@ class World:
 
     def end(self, delivery: Delivery, ending: Ending) -> Settlement:
         if ending == "raise":
-            self.results[delivery] = Retry(1, counts=False)
+            self.results[delivery] = Retry(1, "pattern_failed", counts=False)
             raise ValueError
         result: Settlement = {
             "ack": ACK,
@@ -167,19 +176,18 @@ class World:
         return result
 
     def on_settle(self, delivery: Delivery, settlement: Ack | Retry) -> SettleError | None:
-        assert delivery not in self.ended, "settled twice"
-        assert delivery not in self.active, "settled while its handler runs"
-        assert delivery not in self.cancelled, "a cancelled handling was settled"
-        result = self.results[delivery]
+        self.must(delivery not in self.ended, "settled twice")
+        self.must(delivery not in self.active, "settled while its handler runs")
+        self.must(delivery not in self.cancelled, "a cancelled handling was settled")
+        result = self.results.get(delivery)
         if isinstance(settlement, Retry):
-            assert isinstance(result, Retry)
-            assert not result.counts
+            self.must(not settlement.counts, "a counted retry reached the broker")
+            self.must(result is None or result == settlement, "returned for another reason")
         elif not isinstance(result, Ack):
             hop = str(delivery.hop + 1)
-            assert any(
-                name_of(copy) == name_of(delivery) and copy.header("bk-hop") == hop
-                for _, copy, _ in self.adapter.sent
-            ), "acked before its copy was confirmed"
+            copies = [copy for _, copy, _ in self.adapter.sent if name_of(copy) == name_of(delivery)]
+            confirmed = [copy for copy in copies if copy.header("bk-hop") == hop]
+            self.must(bool(confirmed), "acked before its copy was confirmed")
         error = self.refusals.pop() if self.refusals else None
         if isinstance(error, Stale):
             self.lost.add(name_of(delivery))
@@ -247,6 +255,7 @@ class World:
         self.tasks.add(task)
 
     def check(self, rig: Rig, budget: int) -> None:
+        assert not self.violations
         assert self.adapter.most_out <= budget
         assert "worker_ended" not in rig.codes
         assert "reader_ended" not in rig.codes

@@ -99,14 +99,21 @@ class Bench:
         return [each for each in self.events if isinstance(each, Alarm)]
 
 
+class _Raised:
+    """An error that is raised, where others are returned."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
 def failing(errors: list[Any]) -> Callable[..., Any]:
-    """Return an answer to each call: None, an error to return, or an exception class to raise."""
+    """Return an answer to each call: None, an error, or one that is raised."""
 
     def answer(*_: object) -> Any:
         error = errors.pop(0) if errors else None
-        if isinstance(error, SendError | SettleError) or error is None:
-            return error
-        raise error
+        if isinstance(error, _Raised):
+            raise error.error
+        return error
 
     return answer
 
@@ -250,7 +257,7 @@ class TestSettling:
         self, error: BaseException, logged: bool, caplog: pytest.LogCaptureFixture
     ) -> None:
         async with Bench() as bench:
-            bench.adapter.on_settle = failing([error])
+            bench.adapter.on_settle = failing([_Raised(error)])
             bench.settler.settle(bench.take("a"), ACK)
             bench.settler.settle(bench.take("b"), ACK)
             assert await bench.settler.flush()
@@ -325,7 +332,7 @@ class TestMarks:
         self, error: BaseException, caplog: pytest.LogCaptureFixture
     ) -> None:
         async with Bench() as bench:
-            bench.adapter.on_mark = failing([error])
+            bench.adapter.on_mark = failing([_Raised(error)])
             bench.settler.mark(bench.take("a"), b'{"alone":0}')
             bench.settler.settle(bench.take("b"), ACK)
             assert await bench.settler.flush()
@@ -424,7 +431,7 @@ class TestCopies:
         self, error: BaseException, logged: bool, caplog: pytest.LogCaptureFixture
     ) -> None:
         async with Bench() as bench:
-            bench.adapter.on_send = failing([error])
+            bench.adapter.on_send = failing([_Raised(error)])
             bench.settler.copy(bench.take("a"), Retry(1))
             bench.settler.copy(bench.take("b"), Retry(1))
             assert await bench.settler.flush()
@@ -438,9 +445,6 @@ class TestCopies:
         async with Bench() as bench:
             answers: list[list[Any]] = [[], [None, None]]
             send = bench.adapter.send
-
-            class Miscounting(FakeAdapter):
-                pass
 
             async def miscount(to: Address, messages: Sequence[Message], **how: Any) -> Any:
                 return answers.pop(0) if answers else await send(to, messages, **how)
