@@ -251,7 +251,7 @@ def redacted(url: str) -> str:
     """
     scheme, slashes, rest = url.partition("://") if "://" in url else ("", "", url)
     place, _, query = rest.partition("?")
-    if "@" in query and not _HOSTS.fullmatch(place.partition("/")[0]):
+    if "@" in query and not _HOSTS.fullmatch(place.lstrip("/").partition("/")[0]):
         place, _, query = f"@{rest.rpartition('@')[2]}".partition("?")
     if "@" in place:
         place = f"***@{place.rpartition('@')[2]}"

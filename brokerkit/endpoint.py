@@ -284,7 +284,9 @@ def type_of(model: Any) -> str | None:
     and what fills a generic model plays no part (`Page[Order]` is `page`). None for plain types (dict, bytes, str, ...),
     aliases such as `list[Order]` and unions: they stand for no type of event.
     """
-    if not isinstance(model, type) or model.__module__ == "builtins" or isinstance(model, types.GenericAlias):
+    if not isinstance(model, type) or isinstance(model, types.GenericAlias):
+        return None
+    if model.__module__ in ("builtins", "typing"):
         return None
     name = model.__name__.partition("[")[0]
     words = [""]

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from brokerkit.cli.exits import Exit
 from brokerkit.cli.settings import GlobalOption, global_options, nearest
 
 __all__ = ["Command", "Examples", "Group", "command", "lay_out"]
@@ -33,17 +34,25 @@ class Group(click.Group):
 
     command_class = Command
 
-    def __init__(self, *args: Any, examples: Examples = (), **more: Any) -> None:
-        super().__init__(*args, **more)
+    def __init__(self, *args: Any, examples: Examples = (), variables: bool = False, **more: Any) -> None:
+        super().__init__(*args, no_args_is_help=False, **more)
         self.examples = examples
-        self.params += global_options(variables=False)
+        self.params += global_options(variables=variables)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the flags; without any word, show the help as the answer to a wrong usage."""
+        if not args and not ctx.resilient_parsing:
+            click.echo(ctx.get_help(), err=True)
+            ctx.exit(Exit.USAGE)
+        return super().parse_args(ctx, args)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command; a name that is not there gets the nearest one."""
-        if args and not args[0].startswith("-") and args[0] not in self.commands:
-            message = f"no command {args[0]!r}{nearest(args[0], list(self.commands))}"
+        names = self.list_commands(ctx)
+        if args and not args[0].startswith("-") and args[0] not in names:
+            message = f"no command {args[0]!r}{nearest(args[0], names)}"
             raise click.UsageError(message, ctx)
         return super().resolve_command(ctx, args)
 

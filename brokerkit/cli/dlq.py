@@ -148,7 +148,7 @@ def _row(letter: "Letter") -> Sequence[str]:
 @_group(required=False)
 @pass_settings
 def show(settings: Settings, letter_id: str, channel: str | None, group: str | None) -> int:
-    """Show one dead letter: the event, the error, the history, the traceback."""
+    """Show everything about one dead letter."""
 
     async def find(desk: Desk) -> "list[Letter]":
         places = await desk.places(channel, group)

@@ -12,7 +12,7 @@ from typing import Final
 
 import click
 
-__all__ = ["Exit", "Failed", "Refused", "TimedOut", "explain", "masked"]
+__all__ = ["Exit", "Failed", "Refused", "TimedOut", "explain", "masked", "trace_of"]
 
 
 class Exit(IntEnum):

@@ -10,10 +10,10 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 import click
 
-from brokerkit.cli.commands import Examples, lay_out
+from brokerkit.cli.commands import Group
 from brokerkit.cli.exits import Exit, explain, masked, trace_of
 from brokerkit.cli.output import ReaderGone
-from brokerkit.cli.settings import Settings, global_options, nearest
+from brokerkit.cli.settings import Settings
 
 __all__ = ["COMMANDS", "cli"]
 
@@ -36,7 +36,7 @@ COMMANDS: Final[Mapping[str, Lazy]] = {
 """Each module has a click command under the command's own name."""
 
 
-class Root(click.Group):
+class Root(Group):
     """The group of all commands; ends the process itself, with our exit codes and one line for an error."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
@@ -52,19 +52,6 @@ class Root(click.Group):
         command = getattr(importlib.import_module(COMMANDS[cmd_name].module), cmd_name)
         assert isinstance(command, click.Command)  # noqa: S101 - a mistake of ours
         return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command; a name that is not there gets the nearest one."""
-        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
-            message = f"no command {args[0]!r}{nearest(args[0], list(COMMANDS))}"
-            raise click.UsageError(message, ctx)
-        return super().resolve_command(ctx, args)
-
-    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the help: examples first, then commands, then flags."""
-        lay_out(self, ctx, formatter, EXAMPLES)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
         """Write the list of commands without importing them."""
@@ -88,13 +75,6 @@ class Root(click.Group):
         except Exception as error:  # noqa: BLE001 - one line for whatever it is
             code = _tell(settings, error)
         sys.exit(code if isinstance(code, int) else Exit.DONE)
-
-
-EXAMPLES: Final[Examples] = (
-    ("brokerkit run app:bus", "consume until SIGTERM"),
-    ("brokerkit publish orders '{\"total\": 17}' --type order.placed", "send one event"),
-    ("brokerkit dlq list --channel orders --group billing", "what failed, and why"),
-)
 
 
 def _tell(settings: Settings, error: Exception) -> Exit:
@@ -130,8 +110,13 @@ def _show_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 cli: Final = Root(
     name="brokerkit",
     help="A message-broker consumer toolkit that keeps the same promise on every broker.",
+    examples=(
+        ("brokerkit run app:bus", "consume until SIGTERM"),
+        ("brokerkit publish orders '{\"total\": 17}' --type order.placed", "send one event"),
+        ("brokerkit dlq list --channel orders --group billing", "what failed, and why"),
+    ),
+    variables=True,
     params=[
-        *global_options(variables=True),
         click.Option(
             ["--version"],
             is_flag=True,

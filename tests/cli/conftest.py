@@ -116,7 +116,7 @@ def adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "taking = third_party_adapters:Taking\n"
     )
     monkeypatch.setattr(sys, "path", [str(site), *sys.path])
-    monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
     return site
 
 

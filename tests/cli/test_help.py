@@ -54,6 +54,16 @@ def test_a_help_opens_with_examples_and_tells_the_variables(
     assert "BROKERKIT_URL for --url" in said
 
 
+@pytest.mark.parametrize("words", [(), ("dlq",)], ids=" ".join)
+def test_a_group_without_a_command_shows_its_help_as_a_wrong_usage(
+    words: tuple[str, ...], brokerkit: Brokerkit
+) -> None:
+    done = brokerkit(*words)
+
+    assert (done.code, done.out) == (2, "")
+    assert "Commands:\n" in done.err
+
+
 def test_help_imports_no_command_and_nothing_that_a_command_needs() -> None:
     script = (
         "import contextlib, io, json, sys\nsys.argv = ['brokerkit', '--help']\n"

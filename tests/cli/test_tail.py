@@ -153,11 +153,20 @@ def test_following_shows_what_comes_and_an_interrupt_is_130(
             assert time.monotonic() < deadline
             brokerkit("publish", "orders", str(sent), "--type", "t", "--url", url)
             sent += 1
+        shown = out.read_text().count("\n")
+        for number in range(3):
+            brokerkit("publish", "orders", str(sent + number), "--type", "t", "--url", url)
+            while out.read_text().count("\n") == shown + number:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        time.sleep(0.3)  # some looks at nothing new
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
     finally:
         process.kill()
 
+    numbers = [json.loads(line)["data"] for line in out.read_text().splitlines()]
+    assert numbers == list(range(numbers[0], sent + 3))
     assert process.returncode == 130
     assert b"Traceback" not in err
 

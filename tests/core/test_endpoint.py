@@ -1,14 +1,16 @@
 import asyncio
+import contextlib
 import functools
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, Protocol, TypedDict, TypeVar
+from typing import Annotated, Any, Generic, Protocol, TypeVar
 
 import msgspec
 import pydantic
 import pytest
+from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
 
 from brokerkit.codec import JsonCodec
 from brokerkit.context import CURRENT, current
@@ -210,7 +212,7 @@ class TestDefaults:
     async def test_a_parameter_with_a_default_beside_the_payload_is_left_alone(self) -> None:
         seen: list[Any] = []
 
-        async def handler(retries: int = 3, *, order: OrderPlaced, unknown="u", delivery: Delivery) -> None:  # type: ignore[no-untyped-def] # noqa: ANN001 # pyright: ignore
+        async def handler(retries: int = 3, *, order: OrderPlaced, unknown="u", delivery: Delivery) -> None:  # type: ignore[no-untyped-def] # noqa: ANN001 # pyright: ignore[reportMissingParameterType, reportUnknownParameterType]
             seen.extend([retries, order.n, unknown, delivery.attempt])
 
         await Bound(handler)()
@@ -345,7 +347,7 @@ class TestWaysToWriteOne:
 
 class TestWrongSignatures:
     def test_no_annotation(self) -> None:
-        async def handler(order) -> None: ...  # type: ignore[no-untyped-def] # noqa: ANN001 # pyright: ignore
+        async def handler(order) -> None: ...  # type: ignore[no-untyped-def] # noqa: ANN001 # pyright: ignore[reportMissingParameterType, reportUnknownParameterType]
 
         said = refused(handler)
 
@@ -441,7 +443,7 @@ class TestState:
 
         self.checked(Annotated[State[Database], Odd()], {"db": Database()})
         with pytest.raises(ConfigurationError):
-            self.checked(Annotated[Database, Odd(), State[int].__metadata__[0]], {})  # type: ignore[attr-defined] # pyright: ignore
+            self.checked(Annotated[Database, Odd(), State[int].__metadata__[0]], {})  # type: ignore[attr-defined] # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Page(pydantic.BaseModel, Generic[T]):
@@ -593,10 +595,8 @@ class TestOutputs:
         bound, flushed = self.rig(result)
         delivery = arrival()
 
-        try:
+        with contextlib.suppress(ValueError, HandlerResultError):
             await bound(delivery)
-        except (ValueError, HandlerResultError):
-            pass
         assert flushed == []
         assert not delivery.handling
 
@@ -751,8 +751,10 @@ class TestCancellation:
         "errors", [[Settle(ACK), Cut()], [Cut()], [Settle(ACK), Settle(Retry())]], ids=len
     )
     async def test_a_group_of_anything_else_is_a_failed_handling(self, errors: list[BaseException]) -> None:
+        group = BaseExceptionGroup("several", errors)
+
         async def handler() -> None:
-            raise BaseExceptionGroup("several", errors)
+            raise group
 
         with pytest.raises(HandlerCancelled, match="raised BaseExceptionGroup"):
             await Bound(handler)()
@@ -810,7 +812,7 @@ class TestThreads:
                 raise LookupError
 
         delivery = arrival()
-        task = asyncio.create_task(Bound(handler)(delivery))  # type: ignore[arg-type] # pyright: ignore
+        task = asyncio.create_task(Bound(handler)(delivery))  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
         await asyncio.to_thread(began.wait, 10)
         delivery.stopped = "timeout"
         for _ in range(3):

@@ -16,6 +16,7 @@ from sqlalchemy import Column, Integer, MetaData, String, Table, event, insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from brokerkit import Bus, Delivery, Pattern
+from brokerkit.hooks import HookEvent, Settled
 from brokerkit.patterns import inbox, retry
 
 metadata = MetaData()
@@ -57,13 +58,14 @@ def bus_of(broker: str, database: str, witness: Witness, how: str) -> Bus:
 
     @asynccontextmanager
     async def lifespan(_: Bus) -> AsyncIterator[None]:
-        await once.create()
-        async with engine.begin() as connection:
-            await connection.run_sync(metadata.create_all)
         yield
         await engine.dispose()
 
-    bus = Bus(broker, name="crash", lifespan=lifespan, grace=20)
+    def hook(event: HookEvent) -> None:
+        if isinstance(event, Settled) and event.outcome in ("retry", "dead"):
+            print(event.outcome, event.delivery, event.delivery.story, file=sys.stderr, flush=True)
+
+    bus = Bus(broker, name="crash", lifespan=lifespan, grace=20, hooks=[hook])
     patterns: list[Pattern] = [retry(attempts=5)]
 
     async def append(delivery: Delivery, connection: AsyncConnection) -> None:
@@ -71,7 +73,7 @@ def bus_of(broker: str, database: str, witness: Witness, how: str) -> Bus:
         await connection.execute(row)
         witness.add(1)
         try:
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.002)
         finally:
             witness.add(-1)
 
@@ -93,6 +95,15 @@ def bus_of(broker: str, database: str, witness: Witness, how: str) -> Bus:
     else:
         bus.subscriber(CHANNEL, group=GROUP, patterns=patterns)(bare)
     return bus
+
+
+async def prepare(database: str) -> None:
+    """Create the tables, before the consumers start."""
+    engine = engine_of(database)
+    await inbox(engine).create()
+    async with engine.begin() as connection:
+        await connection.run_sync(metadata.create_all)
+    await engine.dispose()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.crash.consumer import prepare
 from tests.crash.field import (
     Consumer,
     dead_letters,
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.faults
 
 def crash(folder: Path, how: str) -> tuple[Counter[str], int]:
     """Let two consumers work while one after the other is killed in mid-handler."""
+    asyncio.run(prepare(str(folder / "ledger.db")))
     consumers = [Consumer(folder, number, how) for number in range(2)]
     killed = 0
     try:
@@ -67,6 +69,7 @@ def test_without_the_inbox_kills_in_mid_handler_lose_nothing_but_double_effects(
 
 def test_polite_restarts_under_load_cost_no_attempt_and_repeat_nothing(tmp_path: Path) -> None:
     count = scaled(20_000, 3_000)
+    asyncio.run(prepare(str(tmp_path / "ledger.db")))
     consumers = [Consumer(tmp_path, number, "bare") for number in range(2)]
     codes: list[int] = []
     try:

@@ -6,13 +6,13 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import brokerkit
-import brokerkit.patterns
-from brokerkit import cli, copies, errors
+from brokerkit import copies, errors, patterns
 from tests.docs.pages import ROOT, Block, anchors, blocks, links, pages
 
 GUIDE = [page for page in pages() if page.name == "README.md" or "docs/guide" in page.as_posix()]
@@ -77,7 +77,7 @@ def test_every_public_name_is_told_of_in_guide_or_reference() -> None:
         page.read_text(encoding="utf-8") for page in pages() if page.parent.name in {"guide", "reference"}
     )
     words = set(re.findall(r"\w+", told))
-    assert {*brokerkit.__all__, *brokerkit.patterns.__all__} <= words
+    assert {*brokerkit.__all__, *patterns.__all__} <= words
 
 
 def test_every_error_is_in_the_reference_with_its_code() -> None:
@@ -99,13 +99,19 @@ def test_the_headers_of_the_reference_are_those_of_the_code() -> None:
     assert set(re.findall(r"^\| `(bk-[a-z]+)` \|", text, re.MULTILINE)) == copies.OURS
 
 
-def test_every_argument_of_the_bus_and_of_a_subscriber_is_in_the_settings() -> None:
+def test_every_argument_of_the_bus_and_of_the_patterns_is_in_the_settings() -> None:
     text = (REFERENCE / "settings.md").read_text(encoding="utf-8")
     told = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
-    functions = [brokerkit.Bus.__init__, brokerkit.Bus.subscriber, brokerkit.Bus.publish]
-    functions += [
-        getattr(brokerkit.patterns, name)
-        for name in ("bulkhead", "dedupe", "inbox", "retry", "sql_store", "timeout")
+    functions: list[Callable[..., object]] = [
+        brokerkit.Bus.__init__,
+        brokerkit.Bus.subscriber,
+        brokerkit.Bus.publish,
+        patterns.bulkhead,
+        patterns.dedupe,
+        patterns.inbox,
+        patterns.retry,
+        patterns.sql_store,
+        patterns.timeout,
     ]
     arguments = {name for function in functions for name in inspect.signature(function).parameters}
     assert arguments - {"self", "options"} <= told
@@ -114,4 +120,3 @@ def test_every_argument_of_the_bus_and_of_a_subscriber_is_in_the_settings() -> N
 def test_the_pages_name_no_machine() -> None:
     told = "\n".join(page.read_text(encoding="utf-8") for page in pages())
     assert re.findall(r"/(?:work|home|root|Users)/\w+", told) == []
-    assert cli.__name__ == "brokerkit.cli"

@@ -1,7 +1,8 @@
 """
 A process that handles the same events as others do, and may be killed at any moment.
 
-Usage: consumer.py FOLDER PATTERN COUNT SEED. At a line on its standard input it begins to handle the events 0 ... COUNT-1
+Usage: consumer.py FOLDER PATTERN COUNT SEED. It says when it is ready. At a line on its standard
+input it begins to handle the events 0 ... COUNT-1
 in an order of its own, again and again until each was acked, and writes rows into the ledger for every effect. The ledger
 has no unique key: it counts what happened.
 """
@@ -60,6 +61,7 @@ async def main(folder: str, pattern: str, count: int, seed: int) -> None:
     engine = create_async_engine(f"sqlite+aiosqlite:///{folder}/shop.db")
     handler = {"inbox": inboxed, "dedupe": deduped}[pattern](engine, chance)
     open_events = [f"e-{number}" for number in range(count)]
+    print("ready", flush=True)
     await asyncio.to_thread(sys.stdin.readline)
     while open_events:
         chance.shuffle(open_events)

@@ -3,7 +3,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brokerkit.adapter import Adapter, Browses, OnLost, Order, Start, Subscription
@@ -341,6 +341,7 @@ entries = st.dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(entries, max_size=5))
 def test_a_damaged_story_never_costs_a_letter(story: list[dict[str, Any]]) -> None:
     delivery = delivery_of()

@@ -147,6 +147,24 @@ async def test_of_many_claims_at_once_one_wins(engine: AsyncEngine) -> None:
     assert all(0 < answer.remaining <= LEASE for answer in answers if isinstance(answer, Taken))
 
 
+async def test_who_lost_a_claim_can_neither_finish_nor_release_nor_renew_it(engine: AsyncEngine) -> None:
+    now = 1000.0
+    table = SqlStore(engine, clock=lambda: now)
+    await table.create()
+    stores: list[Store] = [table, MemoryStore(clock=lambda: now)]
+    for store in stores:
+        stale = await store.claim(SCOPES[0], LEASE)
+        now += LEASE
+        token = await store.claim(SCOPES[0], LEASE)
+        assert isinstance(stale, Token)
+        assert isinstance(token, Token)
+        assert not await store.done(stale, WINDOW)
+        assert not await store.release(stale)
+        assert list(await store.renew([stale, token], LEASE)) == [False, True]
+        assert await store.done(token, WINDOW)
+        assert not await store.done(token, WINDOW)
+
+
 async def test_the_databases_own_clock_measures_the_lease(engine: AsyncEngine) -> None:
     store = SqlStore(engine)
     await store.create()

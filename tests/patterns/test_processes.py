@@ -74,6 +74,9 @@ def run_with_kills(folder: Path, pattern: str, seed: int) -> int:
     steady, last, *victims = (consumer(folder, pattern, 100 * seed + n) for n in range(KILLS + 2))
     killed = 0
     try:
+        for process in (steady, last, *victims):
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
         begin(steady)
         for victim in victims:
             begin(victim)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import tenacity
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brokerkit.errors import (
@@ -272,6 +272,7 @@ async def test_no_attempt_overflows_any_strategy(make: Callable[[], Any], attemp
     assert 0 <= settlement.after <= LONGEST == 43_200
 
 
+@settings(deadline=None)
 @given(st.floats(min_value=0, allow_infinity=False))
 async def test_a_wait_that_the_handler_asks_for_is_bounded(after: float) -> None:
     settlement = await retry(in_place=0)(ending(Retry(after=after)))(delivery_of())
