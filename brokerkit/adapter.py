@@ -6,6 +6,7 @@ a handler again. Everything above it is written once, for every broker.
 """
 
 import re
+import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -240,6 +241,15 @@ def _factory(entry: EntryPoint, scheme: str) -> Callable[..., Adapter]:
         message = f"the adapter for {scheme}:// cannot be imported ({error}); install brokerkit-bus[{scheme}]"
         raise ConfigurationError(message) from error
     return factory
+
+
+def _made(factory: Callable[..., Adapter], url: str, options: dict[str, object]) -> Adapter:
+    try:
+        inspect.signature(factory).bind(url, **options)
+    except TypeError as error:
+        message = f"{redacted(url)}: {error}; options given: {', '.join(sorted(options)) or 'none'}"
+        raise ConfigurationError(message) from error
+    return factory(url, **options)
 
 
 def redacted(url: str) -> str:

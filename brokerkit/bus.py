@@ -78,7 +78,7 @@ class Bus(Router):
         **options: object,
     ) -> None:
         super().__init__(patterns=patterns)
-        url = os.environ.get("BROKERKIT_URL") or url
+        url = _deployed_url(url)
         if not url:
             message = (
                 "no broker: give Bus(url) or set BROKERKIT_URL, for example memory:// or sqlite:///events.db"
@@ -125,7 +125,8 @@ class Bus(Router):
     @property
     def ready(self) -> bool:
         """Say whether the bus is connected and every group takes messages."""
-        return self._loop is not None and all(engine.ready for engine in self.engines)
+        working = bool(self.engines) or not self.subscribers
+        return self._loop is not None and working and all(engine.ready for engine in self.engines)
 
     # -- connecting
 
@@ -416,6 +417,14 @@ class Bus(Router):
             for engine in self.engines:
                 engine.hurry()
         self._stop.set()
+
+
+def _deployed_url(url: str | None) -> str | None:
+    """Return the deployment's URL if there is one; that it overrides another is said aloud, once for each bus."""
+    deployed = os.environ.get("BROKERKIT_URL")
+    if deployed and url and deployed != url:
+        _log.warning("BROKERKIT_URL (%s) is used instead of %s", redacted(deployed), redacted(url))
+    return deployed or url
 
 
 class _Same(Mapping[str, Any]):

@@ -85,6 +85,7 @@ class _Held:
     channel: str
     message: Message
     must_route: bool
+    timeout: float | None
 
 
 class Publisher:
@@ -183,18 +184,18 @@ class Publisher:
         made = [self.make(channel, each, form) for each in outgoing]
         delivery = current()
         if hold and delivery is not None and delivery.handling:
-            self._hold(delivery, channel, [message for _, message in made], must_route)
+            self._hold(delivery, [_Held(self, channel, message, must_route, timeout) for _, message in made])
             return [Outcome(event, None) for event, _ in made]
         errors = await self.send(
             channel, [message for _, message in made], must_route=must_route, timeout=timeout
         )
         return [Outcome(event, error) for (event, _), error in zip(made, errors, strict=True)]
 
-    def _hold(self, delivery: Delivery, channel: str, messages: Sequence[Message], must_route: bool) -> None:
+    def _hold(self, delivery: Delivery, outputs: Sequence[_Held]) -> None:
         if delivery.extra is None:
             delivery.extra = {}
         held: list[_Held] = delivery.extra.setdefault("outputs", [])
-        held += [_Held(self, channel, message, must_route) for message in messages]
+        held += outputs
 
     async def send(
         self,
@@ -268,7 +269,9 @@ async def flush_outputs(delivery: Delivery) -> None:
         part = [first.message]
         while at + len(part) < len(held) and _together(first, held[at + len(part)]):
             part.append(held[at + len(part)].message)
-        errors = await first.publisher.send(first.channel, part, must_route=first.must_route)
+        errors = await first.publisher.send(
+            first.channel, part, must_route=first.must_route, timeout=first.timeout
+        )
         for error in errors:
             if error is not None:
                 raise error
@@ -276,7 +279,12 @@ async def flush_outputs(delivery: Delivery) -> None:
 
 
 def _together(one: _Held, other: _Held) -> bool:
-    return (one.publisher, one.channel, one.must_route) == (other.publisher, other.channel, other.must_route)
+    return (one.publisher, one.channel, one.must_route, one.timeout) == (
+        other.publisher,
+        other.channel,
+        other.must_route,
+        other.timeout,
+    )
 
 
 def _final(error: SendError | None, unknown: bool) -> SendError | None:

@@ -35,7 +35,8 @@ class Group(click.Group):
     command_class = Command
 
     def __init__(self, *args: Any, examples: Examples = (), variables: bool = False, **more: Any) -> None:
-        super().__init__(*args, no_args_is_help=False, **more)
+        super().__init__(*args, **more)
+        self.no_args_is_help = False
         self.examples = examples
         self.params += global_options(variables=variables)
 

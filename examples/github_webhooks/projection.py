@@ -34,6 +34,15 @@ repositories = Table(
     Column("open_issues", Integer),
     Column("last_type", String, nullable=False),
 )
+_KEEP = upsert(repositories)
+_KEEP = _KEEP.on_conflict_do_update(
+    index_elements=["name"],
+    set_={
+        "events": repositories.c.events + 1,
+        "open_issues": _KEEP.excluded.open_issues,
+        "last_type": _KEEP.excluded.last_type,
+    },
+)
 engine = engine_for("projection")
 once = inbox(engine)
 witness = Witness()
@@ -75,13 +84,9 @@ async def project(event: Event[dict[str, Any]], delivery: Delivery, connection: 
 
 async def _apply(connection: AsyncConnection, event: Event[dict[str, Any]], name: str) -> None:
     issues = event.data["repository"].get("open_issues_count")
-    statement = upsert(repositories).values(name=name, events=1, open_issues=issues, last_type=event.type)
-    changes = {
-        "events": repositories.c.events + 1,
-        "open_issues": statement.excluded.open_issues,
-        "last_type": statement.excluded.last_type,
-    }
-    await connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=changes))
+    await connection.execute(
+        _KEEP, {"name": name, "events": 1, "open_issues": issues, "last_type": event.type}
+    )
 
 
 async def prepare() -> None:

@@ -8,13 +8,13 @@ import json
 from bisect import insort
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, Self
 
 from brokerkit.adapter import Capabilities, OnLost, Order, Start
 from brokerkit.delivery import Delivery
 from brokerkit.engine import Engine, Settings
 from brokerkit.envelope import lay
-from brokerkit.errors import Closed, ConnectionLost, SendError, SettleError, Stale
+from brokerkit.errors import ConnectionLost, SendError, SettleError, Stale
 from brokerkit.event import Event
 from brokerkit.hooks import Alarm, HookEvent, Settled
 from brokerkit.message import Address, Header, Message
@@ -52,6 +52,13 @@ def name_of(thing: Delivery | Message) -> str:
     if isinstance(thing, Delivery):
         return thing.event.id
     return str(json.loads(thing.body)["id"])
+
+
+class Bug(RuntimeError):
+    """A mistake in somebody's code."""
+
+    def __init__(self) -> None:
+        super().__init__("a bug")
 
 
 async def until(condition: Callable[[], bool], within: float = 3600.0) -> None:
@@ -407,7 +414,7 @@ class Rig:
     def codes(self) -> list[str]:
         return [alarm.code for alarm in self.alarms]
 
-    async def __aenter__(self) -> "Rig":
+    async def __aenter__(self) -> Self:
         await self.engine.start()
         return self
 
@@ -436,7 +443,7 @@ __all__ = [
     "DEAD",
     "GROUP",
     "INLET",
-    "Closed",
+    "Bug",
     "FakeAdapter",
     "FakeSubscription",
     "MarkingSubscription",

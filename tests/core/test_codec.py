@@ -70,20 +70,31 @@ def test_a_value_is_written_as_compact_json_the_way_its_model_says(value: object
     assert CODEC.encode(value).decode() == written
 
 
+def bare(number: float) -> object:
+    return number
+
+
+def in_containers(number: float) -> object:
+    return {"a": [number]}
+
+
+def in_a_model(number: float) -> object:
+    return Order(n=number)
+
+
+def in_models(number: float) -> object:
+    return [{"a": Order(n=number)}]
+
+
+def nested(number: float) -> object:
+    return Plain(1, Plain(number))
+
+
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(
     "wrap",
-    [
-        lambda number: number,
-        lambda number: {"a": [number]},
-        lambda number: Order(n=number),
-        lambda number: [Order(n=number)],
-        lambda number: {"a": Order(n=number)},
-        Plain,
-        lambda number: Plain(1, Plain(number)),
-        Struct,
-    ],
-    ids=case,
+    [bare, in_containers, in_a_model, in_models, Plain, nested, Struct],
+    ids=lambda wrap: wrap.__name__,
 )
 def test_b16_what_json_cannot_express_is_refused_and_never_written_as_null(wrap: Any, number: float) -> None:
     with pytest.raises(ValueError, match="JSON"):

@@ -319,7 +319,12 @@ class TestOddValues:
         assert 1 <= delivery.attempt <= 1_000_000
         assert all(0 <= number <= 1_000_000 for number in (delivery.run, delivery.hop, delivery.alone))
         assert 0 <= delivery.first <= NOW
-        retry_copy(delivery), dead_copy(delivery), redrive_copy(delivery)
+        assert (
+            len(
+                {copy.copy_id for copy in (retry_copy(delivery), dead_copy(delivery), redrive_copy(delivery))}
+            )
+            == 3
+        )
 
 
 class TestMarks:
@@ -363,6 +368,9 @@ class TestMarks:
 
         assert numbers(delivery) == (5, 0, 0, 1, 8.0)
         assert (delivery.due, delivery.story) == (9.5, [{"n": 2}])
+
+    def test_a_crash_mark_that_was_taken_back_stays_so(self) -> None:
+        assert arrival(copy_with(("bk-alone", "2")), INLET, mark=b'{"alone":0}').alone == 0
 
     def test_a_mark_cannot_make_the_first_arrival_later(self) -> None:
         assert arrival(mark=b'{"first":99999999999999}').first == NOW
@@ -479,7 +487,8 @@ class TestWhatTravels:
         delivery = failed()
         before = (numbers(delivery), delivery.message, [dict(entry) for entry in delivery.story])
 
-        retry_copy(delivery), dead_copy(delivery, room=512), redrive_copy(delivery)
+        for made in (retry_copy(delivery), dead_copy(delivery, room=512), redrive_copy(delivery)):
+            assert made is not delivery.message
 
         assert (numbers(delivery), delivery.message, delivery.story) == before
 
@@ -526,7 +535,8 @@ class TestWhatTravels:
 
 
 def identity_of(delivery: Delivery, **changed: Any) -> str:
-    return copy_id(delivery, **{"stage": "retry", "attempt": 1, "run": 0, "hop": 1, **changed})
+    parts: dict[str, Any] = {"stage": "retry", "attempt": 1, "run": 0, "hop": 1, **changed}
+    return copy_id(delivery, **parts)
 
 
 class TestCopyIds:

@@ -5,7 +5,6 @@ The engine, over a scripted broker and without any time passing.
 import asyncio
 import contextlib
 import json
-import logging
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 
 from brokerkit.context import current
 from brokerkit.delivery import Delivery
+from brokerkit.engine import Engine
 from brokerkit.errors import Closed, ConnectionLost, Stale, TooLarge, Unavailable
 from brokerkit.hooks import HookEvent, Settled, Started
 from brokerkit.intake import Intake
@@ -24,6 +24,7 @@ from tests.core.fakes import (
     CHANNEL,
     GROUP,
     INLET,
+    Bug,
     FakeAdapter,
     Rig,
     acks,
@@ -182,12 +183,8 @@ class TestFlow:
         def handler(delivery: Delivery) -> Any:
             return asyncio.ensure_future(acks(delivery))
 
-        rig = Rig()
-        engine_rig = Rig(handler)
-        async with engine_rig as rig:
-            rig.engine._handler = type(rig.engine)(  # the rig's own wrapper is a coroutine function
-                rig.adapter, CHANNEL, GROUP, handler, rig.engine.settings
-            )._handler
+        async with Rig() as rig:  # the rig's own wrapper is a coroutine function
+            rig.engine._handler = Engine(rig.adapter, CHANNEL, GROUP, handler, rig.engine.settings)._handler
             rig.adapter.put(*numbered(3))
             await rig.quiet()
             assert len(rig.adapter.settled) == 3
@@ -350,7 +347,7 @@ class TestRetry:
             assert rig.begun == []
             await rig.quiet()
             assert rig.begun == ["a", "b"]
-            assert asyncio.get_running_loop().time() == pytest.approx(20, abs=0.1)
+            assert asyncio.get_running_loop().time() == pytest.approx(20, abs=0.2)
             assert rig.adapter.settled[0][0].attempt == 4
 
     @virtual
@@ -511,7 +508,7 @@ class TestEndingsThatAreNoSettlement:
 
         async def handler(delivery: Delivery) -> Settlement:
             if fail:
-                raise ValueError("a pattern is broken")
+                raise Bug
             return ACK
 
         async with Rig(handler) as rig:
@@ -522,7 +519,7 @@ class TestEndingsThatAreNoSettlement:
             await rig.quiet()
             assert rig.adapter.settled[0][1] == Retry(1.0, "pattern_failed", counts=False)
             assert rig.adapter.settled[1][0].attempt == 1
-            assert "ValueError: a pattern is broken" in rig.alarms[0].text
+            assert "Bug: a bug" in rig.alarms[0].text
 
     @virtual
     async def test_a_result_that_is_no_settlement_returns_the_message_uncounted(self) -> None:
@@ -857,12 +854,13 @@ class TestReconnect:
     async def test_a_lost_connection_is_followed_by_a_new_subscription_with_back_off(self) -> None:
         async with Rig() as rig:
             failures = 4
+            down = ConnectionLost("still down")
 
             def refuse() -> None:
                 nonlocal failures
                 failures -= 1
                 if failures >= 0:
-                    raise ConnectionLost("still down")
+                    raise down
 
             rig.adapter.on_subscribe = refuse
             rig.adapter.subscription.fail(ConnectionLost("down"))
@@ -927,12 +925,12 @@ class TestReconnect:
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         async with Rig() as rig:
-            rig.adapter.subscription.fail(ValueError("a bug in a client"))
+            rig.adapter.subscription.fail(Bug())
             await until(lambda: len(rig.adapter.subscriptions) == 2)
             rig.adapter.put(*numbered(1))
             await rig.quiet()
             assert rig.codes == ["intake_failed"]
-            assert "orders/billing: ValueError: a bug in a client; subscribing again" in caplog.text
+            assert "orders/billing: Bug: a bug; subscribing again" in caplog.text
 
     @virtual
     async def test_a_cancelled_error_of_a_client_does_not_end_the_reader(self) -> None:
@@ -1098,7 +1096,7 @@ class TestHooks:
     @virtual
     async def test_a_hook_that_raises_changes_nothing(self) -> None:
         def broken(event: HookEvent) -> None:
-            raise ValueError("a bug in a hook")
+            raise Bug
 
         def seen(event: HookEvent) -> None:
             events.append(event)
@@ -1376,8 +1374,10 @@ class TestDrain:
 
     @virtual
     async def test_it_works_while_the_connection_is_down(self) -> None:
+        down = ConnectionLost("down")
+
         def refuse() -> None:
-            raise ConnectionLost("down")
+            raise down
 
         async with Rig() as rig:
             rig.adapter.on_subscribe = refuse
@@ -1399,8 +1399,10 @@ class TestDrain:
 
     @virtual
     async def test_starting_fails_with_what_subscribing_raises_and_leaves_no_task(self) -> None:
+        down = ConnectionLost("down")
+
         def refuse() -> None:
-            raise ConnectionLost("down")
+            raise down
 
         rig = Rig()
         rig.adapter.on_subscribe = refuse
@@ -1443,7 +1445,6 @@ class TestSuspects:
             rig.adapter.put(event_message("polite"), arrivals=10, returns=9)
             rig.adapter.put(event_message("once dropped"), arrivals=1)
             await rig.quiet()
-            assert not rig.adapter.trace[0][0] == "mark"
             assert not [entry for entry in rig.adapter.trace if entry[0] == "mark"]
 
     @pytest.mark.parametrize(
@@ -1515,8 +1516,6 @@ class TestSuspects:
             adapter = FakeAdapter()
             async with Rig(sleeper(5), adapter=adapter) as rig:
                 await turns()
-                real = adapter.on_mark
-
                 adapter.marking.clear()
                 adapter.put(event_message("s"), arrivals=2)
                 await turns()
@@ -1525,7 +1524,6 @@ class TestSuspects:
                 assert rig.begun == []
                 (stored,) = adapter.queue
                 assert stored.mark is None or json.loads(stored.mark)["alone"] == 0
-                assert real is adapter.on_mark
 
     @virtual
     async def test_one_that_is_lost_while_its_mark_is_being_written_is_not_started(self) -> None:
@@ -1642,7 +1640,12 @@ class TestSuspects:
             rig = Rig(handler, adapter=adapter)
             await rig.engine.start()
             process = asyncio.all_tasks() - others
-            await until(lambda: die.is_set() or not (adapter.queue or rig.engine.counts.out))
+            engine, dying = rig.engine, die
+
+            def over(engine: Engine = engine, dying: asyncio.Event = dying) -> bool:
+                return dying.is_set() or not (adapter.queue or engine.counts.out)
+
+            await until(over)
             if not die.is_set():
                 await rig.stopped(1)
                 break
@@ -1708,17 +1711,6 @@ class TestSuspects:
             rig.adapter.put(event_message("s"), arrivals=2)
             await asyncio.sleep(1)
             assert rig.begun == ["e0", "e1"]
-            spins = 0
-            real = rig.engine._until_quiet if hasattr(rig.engine, "_until_quiet") else None
-            if real is not None:
-
-                async def counted(deadline: float) -> None:
-                    nonlocal spins
-                    spins += 1
-                    assert spins < 1000, "the loop spins"
-                    await real(deadline)
-
-                rig.engine._until_quiet = counted  # type: ignore[method-assign]
             rig.engine.hurry()
             await turns(20)
             await rig.stopped(5, within=20)
@@ -1838,7 +1830,7 @@ class TestWorkers:
                 nonlocal broken
                 if broken:
                     broken = False
-                    raise RuntimeError("a bug of ours")
+                    raise Bug
                 settle(delivery, settlement)
 
             rig.engine.settler.settle = fails_once  # type: ignore[method-assign]
@@ -1856,7 +1848,7 @@ class TestWorkers:
                 nonlocal broken
                 if broken:
                     broken = False
-                    raise RuntimeError("a bug of ours")
+                    raise Bug
                 settle(delivery, settlement)
 
             rig.engine.settler.settle = fails_once  # type: ignore[method-assign]

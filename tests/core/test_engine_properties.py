@@ -164,12 +164,13 @@ class World:
         if ending == "raise":
             self.results[delivery] = Retry(1, "pattern_failed", counts=False)
             raise ValueError
-        result: Settlement = {
+        results: dict[Ending, Settlement] = {
             "ack": ACK,
             "retry": Retry(0.7),
             "return": Retry(0.4, counts=False),
             "dead": DeadLetter("no"),
-        }[ending]
+        }
+        result = results[ending]
         self.results[delivery] = result
         if isinstance(result, Ack) and delivery.stopped is None:
             self.final.append(name_of(delivery))
@@ -250,9 +251,8 @@ class World:
             self.lost |= {name_of(each) for each in deliveries}
             self.spawn(subscription.lose(deliveries, seconds))
 
-    def spawn(self, work: object) -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[arg-type]
-        self.tasks.add(task)
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self.tasks.add(asyncio.create_task(work))
 
     def check(self, rig: Rig, budget: int) -> None:
         assert not self.violations
