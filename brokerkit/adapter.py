@@ -5,8 +5,8 @@ An adapter carries bytes. It knows no codec, no CloudEvents and no pattern, and 
 a handler again. Everything above it is written once, for every broker.
 """
 
-import re
 import inspect
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -228,7 +228,7 @@ def open_adapter(url: str, **options: object) -> Adapter:
     found = entry_points(group="brokerkit.adapters")
     for entry in found:
         if entry.name == scheme:
-            return _factory(entry, scheme)(url, **options)
+            return _made(_factory(entry, scheme), url, options)
     known = ", ".join(sorted(entry.name + "://" for entry in found)) or "none are installed"
     message = f"no adapter for {redacted(url)!r}: known are {known}"
     raise ConfigurationError(message)
@@ -261,7 +261,7 @@ def redacted(url: str) -> str:
     """
     scheme, slashes, rest = url.partition("://") if "://" in url else ("", "", url)
     place, _, query = rest.partition("?")
-    if "@" in query and not _HOSTS.fullmatch(place.lstrip("/").partition("/")[0]):
+    if "@" in query and "@" not in place and not _HOSTS.fullmatch(place.lstrip("/").partition("/")[0]):
         place, _, query = f"@{rest.rpartition('@')[2]}".partition("?")
     if "@" in place:
         place = f"***@{place.rpartition('@')[2]}"

@@ -399,14 +399,17 @@ class Bus(Router):
         """Connect, or give up as soon as somebody asks to stop; True if connected."""
         connecting = asyncio.create_task(self.connect())
         stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait([connecting, stopping], return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if connecting.done():
-            connecting.result()
-            return True
-        connecting.cancel()
-        await asyncio.gather(connecting, return_exceptions=True)
-        await self.close()
+        try:
+            await asyncio.wait([connecting, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if connecting.done():
+                connecting.result()
+                return True
+        finally:
+            stopping.cancel()
+            if not connecting.done():
+                connecting.cancel()
+                await asyncio.gather(connecting, return_exceptions=True)
+                await self.close()
         return False
 
     def stop(self) -> None:

@@ -2,6 +2,9 @@
 The bus over the broker in memory: connecting, publishing, consuming, stopping.
 """
 
+# pyright: reportPrivateUsage=false
+# a test of a part may look inside it
+
 import asyncio
 import contextlib
 import os
@@ -575,21 +578,12 @@ class TestLifespan:
                 await asyncio.sleep(5)
                 log.append(f"handled with {name}")
 
-        async with bus:
-            async with bus.consuming():
-                await bus.publish("orders", OrderPlaced())
-                await until(lambda: all(engine._running for engine in bus.engines))
-        assert log == [
-            "state",
-            "start",
-            "handled with x",
-            "handled with x",
-            "ack",
-            "ack",
-            "close",
-            "state gone",
-        ] or log[:2] + log[-2:] == ["state", "start", "close", "state gone"]
-        assert log.count("ack") == 2
+        async with bus, bus.consuming():
+            await bus.publish("orders", OrderPlaced())
+            await until(lambda: all(engine._running for engine in bus.engines))
+        assert log[:2] == ["state", "start"]
+        assert sorted(log[2:6]) == ["ack", "ack", "handled with x", "handled with x"]
+        assert log[6:] == ["close", "state gone"]
 
     @pytest.mark.parametrize("yielded", [None, "one object"])
     @virtual

@@ -433,7 +433,8 @@ class TestState:
         with pytest.raises(ConfigurationError, match="'db' is int, not Database"):
             self.checked(State[Database], {"db": 7})
 
-    HINTS: Sequence[Any] = (State[Any], State[int | None], State[list[int]], State[Closes])
+    ALIAS: Any = State
+    HINTS: Sequence[Any] = (ALIAS[Any], ALIAS[int | None], ALIAS[list[int]], ALIAS[Closes])
 
     @pytest.mark.parametrize("hint", HINTS, ids=repr)
     def test_what_cannot_be_asked_is_believed(self, hint: Any) -> None:

@@ -2,6 +2,9 @@
 The engine, over a scripted broker and without any time passing.
 """
 
+# pyright: reportPrivateUsage=false
+# a test of a part may look inside it
+
 import asyncio
 import contextlib
 import json
@@ -1590,7 +1593,7 @@ class TestSuspects:
             return Unavailable("down") if tries in (2, 3) else None
 
         adapter.on_mark = on_mark
-        async with Rig(fail_first(1, 5.0, counts=False), adapter=adapter) as rig:
+        async with Rig(fail_first(1, 5.0, counts=False), adapter=adapter):
             adapter.put(event_message("s"), arrivals=2)
             await until(lambda: len(adapter.settled) == 1)
             assert adapter.trace[:3] == [("mark", "s", 1), ("mark", "s", 0), ("return", "s")]

@@ -2,6 +2,9 @@
 The settler alone, over a scripted broker.
 """
 
+# pyright: reportPrivateUsage=false
+# a test of a part may look inside it
+
 import asyncio
 import json
 import logging

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.packaging
 ROOT: Final = Path(__file__).parents[2]
 PYPROJECT: Final[dict[str, Any]] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 PACKAGES: Final[list[str]] = PYPROJECT["tool"]["setuptools"]["packages"]
-TWINS: Final = ("adapters", "patterns")
+TWINS: Final = ("adapters", "examples", "patterns")
 
 
 def packages_in_the_folders() -> set[str]:

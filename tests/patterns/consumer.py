@@ -64,6 +64,7 @@ async def main(folder: str, pattern: str, count: int, seed: int) -> None:
     print("ready", flush=True)
     await asyncio.to_thread(sys.stdin.readline)
     while open_events:
+        await asyncio.sleep(chance.uniform(0, 0.1))  # SQLite's lock is not fair: let others have it
         chance.shuffle(open_events)
         batch = open_events[:4]
         settled = await asyncio.gather(*(handler(delivery_of(name)) for name in batch))

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
 SCALE = 10 if os.environ.get("FAULT_SCALE") == "1" else 1
-COUNT = 300
+COUNT = 200
 KILLS = 6
 
 
