@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -560,7 +560,7 @@ class TestLifespan:
         log: list[str] = []
 
         @contextlib.asynccontextmanager
-        async def lifespan(bus: Bus) -> AsyncIterator[dict[str, Any]]:
+        async def lifespan(bus: Bus) -> AsyncGenerator[dict[str, Any]]:
             log.append("state")
             yield {"name": "x"}
             log.append("state gone")
@@ -589,7 +589,7 @@ class TestLifespan:
     @virtual
     async def test_it_may_yield_nothing_or_one_object(self, yielded: str | None) -> None:
         @contextlib.asynccontextmanager
-        async def lifespan(bus: Bus) -> AsyncIterator[Any]:
+        async def lifespan(bus: Bus) -> AsyncGenerator[Any]:
             yield yielded
 
         seen: list[str] = []
@@ -614,7 +614,7 @@ class TestLifespan:
     @virtual
     async def test_state_that_it_does_not_give_is_refused_before_the_first_message(self) -> None:
         @contextlib.asynccontextmanager
-        async def lifespan(bus: Bus) -> AsyncIterator[dict[str, Any]]:
+        async def lifespan(bus: Bus) -> AsyncGenerator[dict[str, Any]]:
             yield {"other": 1}
 
         bus = Bus("memory://", lifespan=lifespan)

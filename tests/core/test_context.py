@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from brokerkit.context import CURRENT, Driven, absorb_cancellation, current
+from brokerkit.context import CURRENT, Driven, absorb_cancellation, asked_to_stop, current
 from tests.core.deliveries import arrival
 
 VAR: ContextVar[str] = ContextVar("var", default="outside")
@@ -177,3 +177,20 @@ class TestCurrent:
             assert pool.submit(current).result() is None
         assert await asyncio.create_task(read(), context=context) is delivery
         assert current() is None
+
+
+class TestAskedToStop:
+    async def test_a_task_knows_whether_somebody_has_cancelled_it(self) -> None:
+        assert not asked_to_stop()
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        assert asked_to_stop()
+        await absorb_cancellation(task)
+        assert not asked_to_stop()
+
+    async def test_without_a_task_a_cancellation_is_not_a_librarys(self) -> None:
+        asked: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_soon(lambda: asked.set_result(asked_to_stop()))
+
+        assert await asked

@@ -83,3 +83,11 @@ def test_two_arrivals_of_one_message_are_two_deliveries() -> None:
 
     assert arrival(message) != arrival(message)
     assert len({arrival(message), arrival(message)}) == 2
+
+
+def test_an_ordinary_delivery_has_nothing_unusual_and_one_that_was_stopped_has() -> None:
+    delivery = arrival()
+    assert not delivery.unusual
+
+    delivery.stopped = "lost"
+    assert delivery.unusual

@@ -10,8 +10,9 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, Protocol
 
@@ -23,7 +24,17 @@ from brokerkit.settlement import ACK, Ack, Retry
 from brokerkit.testing.conformance.harness import Harness
 from brokerkit.testing.conformance.member import Member, join
 
-__all__ = ["Away", "Elsewhere", "start_elsewhere"]
+__all__ = ["Away", "Die", "Elsewhere", "MakeHand", "Way", "start_elsewhere", "start_way"]
+
+Die = Callable[[], None]
+"""End the process in which it is called; in a thread that plays a process, stand still until resumed."""
+
+MakeHand = Callable[[Die], Any]
+"""Make what works over there, over there. Sent between processes, so a function of a module or a partial of one."""
+
+
+_KILLED = 9
+"""The exit code of a process that has ended itself."""
 
 
 class Seen(NamedTuple):
@@ -40,7 +51,7 @@ class Seen(NamedTuple):
 class Hand:
     """What works over there: every method takes and returns what can be sent between processes."""
 
-    def __init__(self, harness: Harness) -> None:
+    def __init__(self, harness: Harness, _: Die) -> None:
         self._harness = harness
         self._adapter: Adapter | None = None
         self._members: list[Member] = []
@@ -111,7 +122,7 @@ class Hand:
         return seen
 
 
-class _Way(Protocol):
+class Way(Protocol):
     """How calls get there and back."""
 
     async def call(self, name: str, arguments: tuple[Any, ...]) -> Any:
@@ -126,6 +137,10 @@ class _Way(Protocol):
         """Let it go on."""
         ...
 
+    async def kill(self) -> None:
+        """End it as by SIGKILL: it leaves nothing behind in order."""
+        ...
+
     async def close(self) -> None:
         """End it."""
         ...
@@ -134,7 +149,7 @@ class _Way(Protocol):
 class Away:
     """A member over there, used from here. Its deliveries are stand-ins that are known by identity."""
 
-    def __init__(self, way: _Way, number: int) -> None:
+    def __init__(self, way: Way, number: int) -> None:
         self._way = way
         self._number = number
         self._stand_ins: dict[int, Delivery] = {}
@@ -183,7 +198,7 @@ class Away:
 class Elsewhere:
     """Another process with an adapter of its own on the same broker."""
 
-    def __init__(self, way: _Way) -> None:
+    def __init__(self, way: Way) -> None:
         self._way = way
         self.stop = way.stop
         self.resume = way.resume
@@ -203,17 +218,22 @@ class Elsewhere:
 
 async def start_elsewhere(harness: Harness, *, real: bool) -> Elsewhere:
     """Start another process and connect it."""
-    way: _Way = _Process(harness) if real else _Thread(harness)
+    way = start_way(harness, partial(Hand, harness), real=real)
     await way.call("open", ())
     return Elsewhere(way)
+
+
+def start_way(harness: Harness, make_hand: MakeHand, *, real: bool) -> Way:
+    """Start another process with somebody in it who does what is asked."""
+    return _Process(harness, make_hand) if real else _Thread(harness, make_hand)
 
 
 class _Thread:
     """An event loop in a thread. A stop blocks the loop, between two steps."""
 
-    def __init__(self, harness: Harness) -> None:
+    def __init__(self, harness: Harness, make_hand: MakeHand) -> None:
         self._patience = harness.patience
-        self._hand = Hand(harness)
+        self._hand = make_hand(self._die)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -237,6 +257,10 @@ class _Thread:
         """Let the loop go on."""
         self._go_on.set()
 
+    async def kill(self) -> None:
+        """Block the loop, for good as far as anybody can see."""
+        await self.stop()
+
     async def close(self) -> None:
         """Close the adapter and end the loop, resumed if need be."""
         self.resume()
@@ -249,6 +273,10 @@ class _Thread:
         if not self._thread.is_alive():
             self._loop.close()
 
+    def _die(self) -> None:
+        self._go_on.clear()
+        self._halt()
+
     def _halt(self) -> None:
         self._stopped.set()
         self._go_on.wait()
@@ -257,13 +285,13 @@ class _Thread:
 class _Process:
     """A process of the operating system, stopped and continued by signals, killed in the end."""
 
-    def __init__(self, harness: Harness) -> None:
+    def __init__(self, harness: Harness, make_hand: MakeHand) -> None:
         # The server has imported everything and opened nothing, so a fork of it is quick and clean.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([type(harness).__module__])
         self._patience = harness.patience
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, harness), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, make_hand), daemon=True)
         self._process.start()
         theirs.close()
 
@@ -285,10 +313,14 @@ class _Process:
         """Send SIGCONT."""
         self._signal(signal.SIGCONT)
 
-    async def close(self) -> None:
-        """Kill it."""
+    async def kill(self) -> None:
+        """Send SIGKILL and see it end."""
         self._process.kill()
         await asyncio.to_thread(self._process.join, self._patience)
+
+    async def close(self) -> None:
+        """Kill it."""
+        await self.kill()
         self._process.close()
         self._pipe.close()
 
@@ -297,13 +329,13 @@ class _Process:
         os.kill(self._process.pid, number)
 
 
-def _serve(pipe: Connection, harness: Harness) -> None:
+def _serve(pipe: Connection, make_hand: MakeHand) -> None:
     """Run over there until the pipe is closed."""
     with suppress(EOFError, KeyboardInterrupt):
-        asyncio.run(_answer(pipe, Hand(harness)))
+        asyncio.run(_answer(pipe, make_hand(partial(os._exit, _KILLED))))
 
 
-async def _answer(pipe: Connection, hand: Hand) -> None:
+async def _answer(pipe: Connection, hand: Any) -> None:
     while True:
         name, arguments = await asyncio.to_thread(pipe.recv)
         try:
