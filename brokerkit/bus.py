@@ -22,7 +22,7 @@ from brokerkit.clock import SYSTEM, Clock
 from brokerkit.codec import Codec, JsonCodec
 from brokerkit.engine import Engine
 from brokerkit.envelope import Form
-from brokerkit.errors import Closed, ConfigurationError, ConnectionLost, NotFound
+from brokerkit.errors import BadName, Closed, ConfigurationError, ConnectionLost, NotFound
 from brokerkit.event import Event
 from brokerkit.hooks import Hook
 from brokerkit.message import Address
@@ -40,6 +40,7 @@ Provisioning = Literal["create", "verify", "off"]
 _log = logging.getLogger("brokerkit")
 _LONGEST_BACKOFF = 5.0
 _ONE_REQUEST = 0.3
+_LONGEST_PREFIX = 20
 _MEMORY = "memory://"
 
 
@@ -49,7 +50,8 @@ class Bus(Router):
 
     url: `memory://`, `sqlite:///events.db`, or what an installed adapter understands.
     name: the `source` of what is published; the same over restarts and replicas. Optional on `memory://` only.
-    prefix: put before every channel's name at the broker, to keep deployments apart.
+    prefix: one word, put before every channel's name at the broker to keep deployments apart; a deployment without a
+    prefix must not use another's as the first word of a channel.
     patterns: default patterns of every handler. envelope: `structured`, `binary` or `plain`.
     lifespan: an async context manager of the bus that yields state for handlers, a mapping or one object.
     connect_timeout, publish_timeout, grace: seconds.
@@ -86,7 +88,7 @@ class Bus(Router):
             raise ConfigurationError(message)
         prefix = os.environ.get("BROKERKIT_PREFIX") or prefix
         if prefix:
-            check_name("prefix", prefix)
+            _check_prefix(prefix)
         if envelope not in ("structured", "binary", "plain"):
             message = f"envelope={envelope!r}: use 'structured', 'binary' or 'plain'"
             raise ConfigurationError(message)
@@ -242,7 +244,8 @@ class Bus(Router):
         Publish several events and return one outcome for each, in order.
 
         An item is an `Outgoing`, or the data alone. What cannot travel raises before anything moves; a failure at the
-        broker is an outcome and harms only its own message.
+        broker is an outcome and harms only its own message. What has to be sent again goes behind what was confirmed, so
+        after a partial failure messages of one key may stand in another order than they were given.
         """
         outgoing = [item if isinstance(item, Outgoing) else Outgoing(data=item) for item in items]
         if not outgoing:
@@ -420,6 +423,13 @@ class Bus(Router):
             for engine in self.engines:
                 engine.hurry()
         self._stop.set()
+
+
+def _check_prefix(prefix: str) -> None:
+    """One short word: with dots, or too long, prefix and channel could not be told apart, or be too long together."""
+    if "." in check_name("prefix", prefix) or len(prefix) > _LONGEST_PREFIX:
+        message = f"prefix {prefix!r}: use one word without dots, of at most {_LONGEST_PREFIX} characters"
+        raise BadName(message)
 
 
 def _deployed_url(url: str | None) -> str | None:

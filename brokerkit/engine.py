@@ -592,7 +592,7 @@ class Engine:
         """
         if isinstance(error, Settle):
             return error.settlement
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt | GeneratorExit):
             raise error
         if isinstance(error, asyncio.CancelledError) and self._leaving():
             delivery.stopped = delivery.stopped or "cancelled"

@@ -152,6 +152,9 @@ class Publisher:
     def _encode(self, data: Any) -> tuple[bytes, str | None]:
         if isinstance(data, bytes):
             return data, "application/octet-stream"
+        if isinstance(data, Event | Message | Delivery):
+            message = f"{type(data).__name__} given as data: publish what it carries (its .data), and give type and key apart"
+            raise ConfigurationError(message)
         try:
             return self.codec.encode(data), self.codec.content_type
         except (TypeError, ValueError, RecursionError) as error:

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 from sqlalchemy import MetaData, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
-from tenacity import wait_exponential_jitter
+from tenacity import wait_random_exponential
 
 from brokerkit import Bus, Delivery, Pattern
 from brokerkit.examples.github_webhooks import trouble
@@ -44,7 +44,7 @@ bus = Bus(BROKER, name="audit", lifespan=lifespan, hooks=[witness.hook], pattern
 @bus.subscriber(
     CHANNEL,
     group="audit",
-    patterns=[retry(attempts=5, wait=wait_exponential_jitter(0.1, max=2)), timeout(60), protection],
+    patterns=[retry(attempts=5, wait=wait_random_exponential(multiplier=0.1, max=2)), timeout(60), protection],
 )
 async def record(delivery: Delivery, connection: AsyncConnection) -> None:
     """Append one event to the ledger."""

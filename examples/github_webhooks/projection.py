@@ -34,13 +34,13 @@ repositories = Table(
     Column("open_issues", Integer),
     Column("last_type", String, nullable=False),
 )
-_KEEP = upsert(repositories)
-_KEEP = _KEEP.on_conflict_do_update(
+_new = upsert(repositories)
+_kept = _new.on_conflict_do_update(
     index_elements=["name"],
     set_={
         "events": repositories.c.events + 1,
-        "open_issues": _KEEP.excluded.open_issues,
-        "last_type": _KEEP.excluded.last_type,
+        "open_issues": _new.excluded.open_issues,
+        "last_type": _new.excluded.last_type,
     },
 )
 engine = engine_for("projection")
@@ -85,7 +85,7 @@ async def project(event: Event[dict[str, Any]], delivery: Delivery, connection: 
 async def _apply(connection: AsyncConnection, event: Event[dict[str, Any]], name: str) -> None:
     issues = event.data["repository"].get("open_issues_count")
     await connection.execute(
-        _KEEP, {"name": name, "events": 1, "open_issues": issues, "last_type": event.type}
+        _kept, {"name": name, "events": 1, "open_issues": issues, "last_type": event.type}
     )
 
 

@@ -14,6 +14,11 @@ class Made:
         self.options = options
 
 
+class Strict:
+    def __init__(self, url: str, *, depth: int = 1) -> None:
+        self.url = url
+
+
 def points(*entries: tuple[str, str]) -> Any:
     found = [EntryPoint(name, value, "brokerkit.adapters") for name, value in entries]
 
@@ -66,6 +71,14 @@ class TestOpening:
             open_adapter("kafka://shop:p4ss@host")
         assert isinstance(caught.value.__cause__, ImportError)
         assert "4ss" not in str(caught.value)
+
+    def test_an_option_that_the_adapter_does_not_take_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("brokerkit.adapter.entry_points", points(("strict", f"{__name__}:Strict")))
+
+        with pytest.raises(
+            ConfigurationError, match=r"strict://\*\*\*@host: .*; options given: colour, depth"
+        ):
+            open_adapter("strict://shop:p4ss@host", depth=3, colour="red")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -192,7 +191,7 @@ class TestConfiguration:
         with pytest.raises(ConfigurationError, match="memory://") as refused:
             Bus("nosuch://user:hunter2@host", name="shop")
         assert "hunter2" not in str(refused.value)
-        with pytest.raises(TypeError):
+        with pytest.raises(ConfigurationError, match="wrong"):
             Bus("memory://", wrong=1)
 
     @pytest.mark.parametrize("prefix", ["Blue", "a_b", "retry", "-"])
@@ -912,15 +911,16 @@ async def main():
 asyncio.run(main())
 """
         environment = {name: value for name, value in os.environ.items() if not name.startswith("BROKERKIT_")}
-        start = time.monotonic()
         with subprocess.Popen(
             [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment
         ) as process:
             assert process.stdout is not None
+            too_late = threading.Timer(30, process.kill)
+            too_late.start()
             assert process.stdout.readline() == "begun\n"
             process.send_signal(signal.SIGTERM)
             assert process.stdout.readline() == "draining\n"
             process.send_signal(signal.SIGTERM)
             assert process.stdout.read() == "closed\n"
             assert process.wait(10) == 0
-        assert time.monotonic() - start < 60
+            too_late.cancel()

@@ -1841,9 +1841,13 @@ class TestWorkers:
             await until(lambda: len(rig.begun) == 3)
             assert len(rig.engine._workers) == 1
 
+    @pytest.mark.parametrize("order", ["none", "key"])
+    @pytest.mark.parametrize("arrivals", [0, 2])
     @virtual
-    async def test_a_bug_while_concluding_costs_no_budget_and_blocks_no_key(self) -> None:
-        async with Rig(concurrency=1, order="key") as rig:
+    async def test_a_bug_while_concluding_costs_no_budget_and_blocks_no_key(
+        self, order: str, arrivals: int
+    ) -> None:
+        async with Rig(concurrency=1, order=order) as rig:
             settle = rig.engine.settler.settle
             broken = True
 
@@ -1855,7 +1859,7 @@ class TestWorkers:
                 settle(delivery, settlement)
 
             rig.engine.settler.settle = fails_once  # type: ignore[method-assign]
-            rig.adapter.put(*numbered(3, "a"))
+            rig.adapter.put(*numbered(3, "a"), arrivals=arrivals)
             await until(lambda: "e2" in rig.ended, within=120)
             await rig.quiet()
 
@@ -1893,3 +1897,83 @@ class TestWorkers:
             adapter.put(*numbered(3))
             await until(lambda: len(rig.begun) == 6, within=60)
             await rig.quiet()
+
+    @virtual
+    async def test_a_reader_that_something_unforeseen_ends_is_replaced(self) -> None:
+        async with Rig() as rig:
+            real = rig.engine._reconnect
+
+            async def broken(error: Exception, failures: int) -> None:
+                rig.engine._reconnect = real  # type: ignore[method-assign]
+                raise Bug
+
+            rig.engine._reconnect = broken  # type: ignore[method-assign]
+            await turns()
+            rig.adapter.subscription.fail(ConnectionLost("down"))
+            await until(lambda: "reader_ended" in rig.codes)
+            rig.adapter.put(*numbered(2))
+            await rig.quiet()
+            assert len(rig.adapter.settled) == 2
+
+    @virtual
+    async def test_a_worker_that_something_unforeseen_ends_is_replaced(self) -> None:
+        async with Rig(concurrency=1) as rig:
+            await turns()
+            real = rig.engine._rest
+
+            async def broken(rest: Any, task: asyncio.Task[Any]) -> None:
+                rig.engine._rest = real  # type: ignore[method-assign]
+                raise Bug
+
+            rig.engine._rest = broken  # type: ignore[method-assign]
+            rig.adapter.put(*numbered(1))
+            await until(lambda: "worker_ended" in rig.codes)
+            rig.adapter.put(*numbered(2, start=1))
+            await rig.quiet()
+            assert len(rig.adapter.settled) == 3
+            assert len(rig.engine._workers) == 1
+
+    @virtual
+    async def test_one_of_a_key_that_cannot_be_made_ready_forgets_none_behind_it(self) -> None:
+        async with Rig(sleeper(1), order="key") as rig:
+            rig.adapter.put(*numbered(3, "a"))
+            await until(lambda: len(rig.running) == 1)
+            real = rig.engine._make_ready
+
+            def broken(delivery: Delivery) -> None:
+                rig.engine._make_ready = real  # type: ignore[method-assign]
+                raise Bug
+
+            rig.engine._make_ready = broken  # type: ignore[method-assign]
+            await rig.quiet()
+            assert rig.begun == ["e0", "e1", "e2"]
+            assert rig.codes == ["engine_failed"]
+
+    @virtual
+    async def test_who_listens_hears_of_every_ending(self) -> None:
+        ends: list[int] = []
+        adapter = FakeAdapter()
+        settings = Rig(prefetch=4).engine.settings
+        engine = Engine(adapter, CHANNEL, GROUP, acks, settings, on_end=ends.append)
+        await engine.start()
+        adapter.put(*numbered(20))
+        await until(lambda: sum(ends) == 20)
+        await engine.stop(1)
+
+    def test_a_keyboard_interrupt_ends_the_program_and_settles_nothing(self) -> None:
+        adapters: list[FakeAdapter] = []
+
+        async def handler(delivery: Delivery) -> Settlement:
+            await asyncio.sleep(1)
+            raise KeyboardInterrupt
+
+        async def main() -> None:
+            rig = Rig(handler)
+            adapters.append(rig.adapter)
+            await rig.engine.start()
+            rig.adapter.put(*numbered(1))
+            await asyncio.sleep(10)
+
+        with pytest.raises(KeyboardInterrupt):
+            run_virtual(main(), patience=1)
+        assert not adapters[0].settled

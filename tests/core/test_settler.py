@@ -469,11 +469,16 @@ class TestCopies:
     async def test_one_that_cannot_be_made_keeps_its_place_and_its_neighbours_go(self) -> None:
         async with Bench() as bench:
             odd = bench.take("odd")
-            odd.story.append({"odd": object()})
+            del odd.run  # so that its copy cannot be made
             bench.settler.copy(odd, DeadLetter("no"))
             bench.settler.copy(bench.take("fine"), DeadLetter("no"))
             await turns()
             assert "fine" in bench.released
+            await asyncio.sleep(10)
+            assert bench.settler.blocked == 1
+            odd.run = 0
+            assert await bench.settler.flush()
+            assert bench.released == ["fine", "odd"]
 
     @virtual
     async def test_more_than_one_request_can_carry_go_in_parts(self) -> None:
@@ -705,6 +710,24 @@ class TestClosing:
             assert not bench.ends
             assert len(bench.subscription.out) == 2
             assert len(asyncio.all_tasks()) == 1
+
+    @virtual
+    async def test_a_broker_that_does_not_answer_does_not_keep_it(self) -> None:
+        works: tuple[Callable[[Bench], None], ...] = (
+            lambda bench: bench.settler.settle(bench.take("a"), ACK),
+            lambda bench: bench.settler.mark(bench.take("a"), b"{}"),
+            lambda bench: bench.settler.copy(bench.take("a"), Retry(1)),
+        )
+        for work in works:
+            async with Bench() as bench:
+                for gate in (bench.adapter.settling, bench.adapter.marking, bench.adapter.sending):
+                    gate.clear()
+                work(bench)
+                await asyncio.sleep(1)
+                async with asyncio.timeout(1):
+                    await bench.settler.close()
+                assert len(asyncio.all_tasks()) == 1
+                assert len(bench.subscription.out) == 1
 
     @virtual
     async def test_its_tasks_have_names(self) -> None:

@@ -41,6 +41,7 @@ def whole() -> Evidence:
         ends={"audit": 2, "projection": 3, "notifier": 3},
         redriven=[("audit", "d2-1")],
         kills=[("audit", ["d1-1"])],
+        crashes=0,
     )
 
 

@@ -34,6 +34,8 @@ def inboxed(engine: AsyncEngine, chance: random.Random) -> Handler:
         assert delivery.extra is not None
         connection = delivery.extra["connection"]
         await connection.execute(insert(LEDGER).values(event=delivery.event.id, what="first"))
+        sys.stdout.write("inside\n")
+        sys.stdout.flush()
         await asyncio.sleep(chance.uniform(0, 0.01))
         await connection.execute(insert(LEDGER).values(event=delivery.event.id, what="second"))
         if chance.random() < 0.05:
@@ -48,6 +50,8 @@ def deduped(engine: AsyncEngine, chance: random.Random) -> Handler:
     async def handler(delivery: Delivery) -> Settlement:
         async with engine.begin() as connection:
             await connection.execute(insert(LEDGER).values(event=delivery.event.id, what="begun"))
+        sys.stdout.write("inside\n")
+        sys.stdout.flush()
         await asyncio.sleep(chance.uniform(0, 0.01))
         async with engine.begin() as connection:
             await connection.execute(insert(LEDGER).values(event=delivery.event.id, what="ended"))
@@ -61,10 +65,11 @@ async def main(folder: str, pattern: str, count: int, seed: int) -> None:
     engine = create_async_engine(f"sqlite+aiosqlite:///{folder}/shop.db")
     handler = {"inbox": inboxed, "dedupe": deduped}[pattern](engine, chance)
     open_events = [f"e-{number}" for number in range(count)]
-    print("ready", flush=True)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
     await asyncio.to_thread(sys.stdin.readline)
     while open_events:
-        await asyncio.sleep(chance.uniform(0, 0.1))  # SQLite's lock is not fair: let others have it
+        await asyncio.sleep(chance.uniform(0, 0.05))  # SQLite's lock is not fair: let others have it
         chance.shuffle(open_events)
         batch = open_events[:4]
         settled = await asyncio.gather(*(handler(delivery_of(name)) for name in batch))

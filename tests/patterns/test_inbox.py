@@ -43,16 +43,21 @@ LEDGER = Table(
 UNIQUE = Table("unique_names", METADATA, Column("name", String(50), primary_key=True))
 
 
+async def dispose(engine: AsyncEngine) -> None:
+    """Close an engine and see its threads end: those of connections that were cut still speak to this loop."""
+    await engine.dispose()
+    for thread in threading.enumerate():
+        if "_connection_worker_thread" in thread.name:
+            await asyncio.to_thread(thread.join)
+
+
 @pytest.fixture
 async def engine(tmp_path: Path) -> AsyncIterator[AsyncEngine]:
     engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/shop.db")
     async with engine.begin() as connection:
         await connection.run_sync(METADATA.create_all)
     yield engine
-    await engine.dispose()
-    for thread in threading.enumerate():
-        if "_connection_worker_thread" in thread.name:  # a connection that was cut still speaks to this loop
-            await asyncio.to_thread(thread.join)
+    await dispose(engine)
 
 
 async def entries(engine: AsyncEngine) -> list[str]:
@@ -336,7 +341,7 @@ async def test_a_database_that_cannot_be_reached_returns_the_message_uncounted(t
     assert not settlement.counts
     assert 2.5 <= settlement.after <= 5
     assert calls == []
-    await engine.dispose()
+    await dispose(engine)
 
 
 async def test_a_commit_that_fails_is_no_ack(engine: AsyncEngine) -> None:

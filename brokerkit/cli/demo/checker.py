@@ -79,6 +79,7 @@ class Evidence:
 
     dead: before the redrive. still_dead: at the end. ends: the last place of each ledger before the redrive. redriven: (group,
     event id) as the redrive reported it. kills: for each kill the group and the events that were in flight.
+    crashes: how many processes ended although nobody had asked them to.
     """
 
     published: Sequence[Published]
@@ -89,6 +90,7 @@ class Evidence:
     ends: Mapping[str, int]
     redriven: Sequence[tuple[str, str]]
     kills: Sequence[tuple[str, Sequence[str]]]
+    crashes: int
 
 
 def counts(evidence: Evidence) -> dict[str, Any]:
@@ -125,6 +127,7 @@ def _kills(evidence: Evidence) -> dict[str, Any]:
     return {
         "kills": len(evidence.kills),
         "kills_in_flight": sum(bool(events) for _, events in evidence.kills),
+        "crashes": evidence.crashes,
         "kills_by_group": dict(Counter(group for group, _ in evidence.kills)),
     }
 
@@ -262,6 +265,7 @@ def read_evidence(folder: Path) -> Evidence:
             (line["group"], in_flight(folder / "witness" / line["witness"]))
             for line in _lines(folder / "kills.ndjson")
         ],
+        crashes=len(_lines(folder / "crashes.ndjson")),
     )
 
 

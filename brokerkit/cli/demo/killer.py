@@ -59,31 +59,37 @@ class Killer:
             due = self._plan.events * _LAST * (number + self._chance.uniform(0.3, 0.9)) / kills
             while self._done(group) < due:  # noqa: ASYNC110 - another process moves it
                 await asyncio.sleep(_LOOK)
-            await self._kill(members[number % len(members)])
+            await self._kill(members[number % len(members) :] + members[: number % len(members)])
 
-    async def _kill(self, member: Member) -> None:
-        """Kill a process that has begun to work, in flight if that can be had within the patience."""
+    async def _kill(self, members: Sequence[Member]) -> None:
+        """Kill the first of these that is caught in flight; out of patience, the first that runs."""
         deadline = time.monotonic() + _PATIENCE
-        while time.monotonic() < deadline:
-            pid = member.pid
-            if pid and writes(member.witness) and _stop(pid):
-                if in_flight(member.witness):
-                    break
-                os.kill(pid, signal.SIGCONT)
+        caught = False
+        while not caught:
             await asyncio.sleep(self._chance.uniform(0.002, 0.03))
-        if member.pid and member.process is not None:
-            member.killed = True
-            entry = {
-                "group": member.group,
-                "pid": member.pid,
-                "witness": member.witness.name,
-                "at": time.time(),
-            }
-            member.process.kill()
-            member.process.wait()
-            with self._record.open("a", encoding="ascii") as record:
-                record.write(json.dumps(entry) + "\n")
-            self.kills += 1
+            caught = any(self._catch(member, anyhow=time.monotonic() > deadline) for member in members)
+
+    def _catch(self, member: Member, *, anyhow: bool) -> bool:
+        """Stop a process and look; kill it if a handling stands open (or `anyhow`), else let it go on."""
+        process = member.process
+        if process is None or not member.pid or not (anyhow or writes(member.witness)):
+            return False
+        if not _stop(process.pid):
+            return False
+        if not (anyhow or in_flight(member.witness)):
+            process.send_signal(signal.SIGCONT)
+            return False
+        member.killed = True
+        process.kill()
+        process.wait()
+        self._note(member, process.pid)
+        return True
+
+    def _note(self, member: Member, pid: int) -> None:
+        entry = {"group": member.group, "pid": pid, "witness": member.witness.name, "at": time.time()}
+        with self._record.open("a", encoding="ascii") as record:
+            record.write(json.dumps(entry) + "\n")
+        self.kills += 1
 
 
 def _stop(pid: int) -> bool:

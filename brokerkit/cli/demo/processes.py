@@ -7,6 +7,7 @@ Only processes that were started here are ever signalled.
 import asyncio
 import contextlib
 import itertools
+import json
 import subprocess
 import sys
 import time
@@ -67,6 +68,7 @@ class Fleet:
         self._lives = itertools.count(1)
         self._fixed = False
         self._keeping: asyncio.Task[None] | None = None
+        (plan.folder / "crashes.ndjson").touch()
 
     async def __aenter__(self) -> Self:
         return self
@@ -127,6 +129,8 @@ class Fleet:
         if member.killed:
             return
         self.crashes += 1
+        with (self._plan.folder / "crashes.ndjson").open("a", encoding="ascii") as record:
+            record.write(json.dumps({"group": member.group, "witness": member.witness.name}) + "\n")
         if self.crashes > _MOST_CRASHES:
             message = f"{member.group} dies again and again; the end of {member.log}:\n{_tail(member.log)}"
             raise Stopped(message)

@@ -16,10 +16,20 @@ import pytest
 
 _PARTS = (
     "bench",
+    "bus_attempts",
+    "bus_bench",
+    "bus_crash",
+    "bus_dead",
+    "bus_handling",
+    "bus_ordering",
+    "bus_publishing",
+    "bus_suite",
+    "bus_versions",
     "dead",
     "delay",
     "groups",
     "lifecycle",
+    "log",
     "marks",
     "ordering",
     "sending",
@@ -31,6 +41,8 @@ _PARTS = (
 pytest.register_assert_rewrite(*(f"{__name__}.{part}" for part in _PARTS))
 
 from brokerkit.testing.conformance.bench import Bench, Member  # noqa: E402
+from brokerkit.testing.conformance.bus_bench import BusBench  # noqa: E402
+from brokerkit.testing.conformance.bus_suite import BusConformance  # noqa: E402
 from brokerkit.testing.conformance.elsewhere import Away, Elsewhere  # noqa: E402
 from brokerkit.testing.conformance.harness import LIMITS, Harness, Restarts  # noqa: E402
 from brokerkit.testing.conformance.suite import AdapterConformance, switched_off  # noqa: E402
@@ -40,6 +52,8 @@ __all__ = [
     "AdapterConformance",
     "Away",
     "Bench",
+    "BusBench",
+    "BusConformance",
     "Elsewhere",
     "Harness",
     "Member",
