@@ -348,11 +348,10 @@ class Bus(Router):
         return self._executor
 
     async def _drain(self) -> None:
-        engines, self.engines = self.engines, []
-        results = await asyncio.gather(
-            *(engine.stop(self.grace) for engine in engines), return_exceptions=True
-        )
-        self.abandoned = sum(engine.counts.abandoned for engine in engines)
+        stops = (engine.stop(self.grace) for engine in self.engines)
+        results = await asyncio.gather(*stops, return_exceptions=True)
+        self.abandoned = sum(engine.counts.abandoned for engine in self.engines)
+        self.engines = []
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
             self._executor = None

@@ -346,7 +346,7 @@ class TestMarks:
             bench.settler.settle(bench.take("b"), ACK)
             assert await bench.settler.flush()
             assert len(bench.adapter.settled) == 1
-            assert any("1 marks could not be written" in message for message in caplog.messages)
+            assert f"1 marks could not be written: {error!r}" in caplog.messages
 
 
 class TestCopies:
@@ -389,7 +389,9 @@ class TestCopies:
             assert [after for _, _, after in bench.adapter.sent] == [60, 59]
 
     @virtual
-    async def test_one_that_cannot_be_sent_is_tried_again_while_its_neighbours_end(self) -> None:
+    async def test_one_that_cannot_be_sent_is_tried_again_while_its_neighbours_end(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
         async with Bench() as bench:
             down = True
             bench.adapter.on_send = lambda to, message: (
@@ -404,6 +406,7 @@ class TestCopies:
             assert alarm.code == "copy_failed"
             assert alarm.delivery is not None
             assert name_of(alarm.delivery) == "b"
+            assert alarm.text in caplog.messages
             assert alarm.text == (
                 f"a copy of {alarm.delivery!r} cannot be sent (down); it keeps its place and is tried again"
             )
@@ -445,6 +448,7 @@ class TestCopies:
             bench.settler.copy(bench.take("b"), Retry(1))
             assert await bench.settler.flush()
             assert sorted(bench.released) == ["a", "b"]
+            assert all((repr(error) if logged else str(error)) in alarm.text for alarm in bench.alarms)
             assert ("sending raised instead of returning outcomes" in caplog.messages) is logged
 
     @virtual
@@ -464,9 +468,12 @@ class TestCopies:
             assert bench.released == ["a"]
             assert "sending 1 copies returned 0 outcomes" in caplog.messages
             assert "sending 1 copies returned 2 outcomes" in caplog.messages
+            assert "(the adapter returned a wrong number of outcomes)" in bench.alarms[0].text
 
     @virtual
-    async def test_one_that_cannot_be_made_keeps_its_place_and_its_neighbours_go(self) -> None:
+    async def test_one_that_cannot_be_made_keeps_its_place_and_its_neighbours_go(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
         async with Bench() as bench:
             odd = bench.take("odd")
             del odd.run  # so that its copy cannot be made
@@ -476,6 +483,8 @@ class TestCopies:
             assert "fine" in bench.released
             await asyncio.sleep(10)
             assert bench.settler.blocked == 1
+            assert f"a copy of {odd!r} could not be made" in caplog.messages
+            assert "AttributeError" in bench.alarms[0].text
             odd.run = 0
             assert await bench.settler.flush()
             assert bench.released == ["fine", "odd"]
@@ -516,6 +525,17 @@ class TestCopies:
             assert bench.released == ["a"]
             assert bench.outcomes == [("a", "stale")]
             assert not bench.adapter.settled
+
+    @virtual
+    async def test_a_lost_one_takes_no_other_of_its_batch_along(self) -> None:
+        async with Bench() as bench:
+            lost = bench.take("lost")
+            lost.stopped = "lost"
+            bench.settler.copy(lost, Retry(1))
+            bench.settler.copy(bench.take("ours"), Retry(1))
+            assert await bench.settler.flush()
+            assert bench.released == ["lost", "ours"]
+            assert [name_of(message) for _, message, _ in bench.adapter.sent] == ["ours"]
 
     @virtual
     async def test_one_whose_original_turns_stale_ends_once(self) -> None:
