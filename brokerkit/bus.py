@@ -10,12 +10,12 @@ import os
 import random
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from contextvars import copy_context
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, cast
 
 from brokerkit.adapter import Adapter, Order, Provisions, Start, open_adapter, redacted
 from brokerkit.clock import SYSTEM, Clock
@@ -264,7 +264,7 @@ class Bus(Router):
     # -- consuming
 
     @asynccontextmanager
-    async def consuming(self) -> AsyncIterator[Self]:
+    async def consuming(self) -> AsyncGenerator[Self]:
         """
         Run the consumers in the background until the block is left, then drain them.
 
@@ -294,7 +294,7 @@ class Bus(Router):
         state = await stack.enter_async_context(self._lifespan(self))
         if state is None:
             return {}
-        return state if isinstance(state, Mapping) else _Same(state)
+        return cast("Mapping[str, Any]", state) if isinstance(state, Mapping) else _Same(state)
 
     async def _start_patterns(self, consumptions: Sequence[Consumption], stack: AsyncExitStack) -> None:
         started: set[int] = set()
@@ -508,7 +508,7 @@ class SyncBus:
         return self._run(functools.partial(self._bus.publish_many, channel, items, **how))
 
     def _run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        loop = self._bus._loop  # noqa: SLF001 - two faces of one thing
+        loop = self._bus._loop  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - two faces of one thing
         if loop is None:
             message = "the bus is not connected: use it inside 'with bus.sync:' or 'async with bus:'"
             raise Closed(message)

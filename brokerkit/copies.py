@@ -11,6 +11,7 @@ Our headers are believed only where position proves them: on what came through t
 import hashlib
 import json
 from dataclasses import dataclass
+from typing import Any, cast
 
 from brokerkit.delivery import Delivery
 from brokerkit.errors import BrokerkitError
@@ -118,11 +119,12 @@ def _read_copy(delivery: Delivery, now: float) -> str | None:
 
 def _read_mark(delivery: Delivery) -> None:
     try:
-        fields = json.loads(delivery.mark or b"")
+        loaded = json.loads(delivery.mark or b"")
     except (ValueError, RecursionError):
         return
-    if not isinstance(fields, dict):
+    if not isinstance(loaded, dict):
         return
+    fields = cast("dict[str, Any]", loaded)
     if (version := _number(fields.get("v"), VERSION)) > VERSION:
         message = (
             f"the mark at {delivery.address} has version {version}, this is {VERSION}: upgrade this consumer"

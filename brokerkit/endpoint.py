@@ -15,7 +15,7 @@ from concurrent.futures import Executor
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from inspect import Parameter
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 from brokerkit.codec import Codec
 from brokerkit.context import absorb_cancellation
@@ -60,9 +60,9 @@ class Endpoint:
     name: str
     model: Any
     blocking: bool
-    states: dict[str, Any] = field(default_factory=dict)
-    provided: dict[str, type[Any]] = field(default_factory=dict)
-    _roles: list[tuple[str, str]] = field(default_factory=list)
+    states: dict[str, Any] = field(default_factory=dict[str, Any])
+    provided: dict[str, type[Any]] = field(default_factory=dict[str, type[Any]])
+    _roles: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     _positional: int = 0
 
     @classmethod
@@ -145,11 +145,12 @@ class Endpoint:
         if isinstance(hint, type) and hint in provided:
             self.provided[name] = hint
             return f"extra:{provided[hint]}"
-        if typing.get_origin(hint) is Annotated and any(mark is _STATE for mark in hint.__metadata__):
-            self.states[name] = typing.get_args(hint)[0]
+        parts = typing.get_args(hint)
+        if typing.get_origin(hint) is Annotated and any(mark is _STATE for mark in parts[1:]):
+            self.states[name] = parts[0]
             return f"state:{name}"
         if hint is Event or typing.get_origin(hint) is Event:
-            self._take_model(name, (typing.get_args(hint) or (bytes,))[0])
+            self._take_model(name, (parts or (bytes,))[0])
             return "event"
         return "data"
 
@@ -217,9 +218,7 @@ class Endpoint:
         A handler that ends itself by `SystemExit`, a cancellation of its own or a panic of a library in Rust must count
         as failed, or its message would come back uncounted and for ever.
         """
-        if isinstance(error, Settle):
-            return error.settlement
-        if isinstance(error, BaseExceptionGroup) and (settlement := _settled_in(error)) is not None:
+        if (settlement := _settled_in(error)) is not None:
             return settlement
         if isinstance(error, KeyboardInterrupt | GeneratorExit) or delivery.stopped is not None:
             raise error
@@ -316,8 +315,8 @@ def _name_of(target: Any) -> str:
 
 def _parameters(function: Any) -> list[Parameter]:
     """Return the parameters that are left to fill, less what a partial gives by keyword."""
-    given = set(function.keywords) if isinstance(function, functools.partial) else set[str]()
     parameters = inspect.signature(function).parameters.values()
+    given = set(function.keywords) if isinstance(function, functools.partial) else set[str]()
     return [parameter for parameter in parameters if parameter.name not in given]
 
 
@@ -376,14 +375,14 @@ async def _absorb(delivery: Delivery, task: asyncio.Task[Any]) -> None:
         raise asyncio.CancelledError
 
 
-def _settled_in(group: BaseExceptionGroup[BaseException]) -> Settlement | None:
-    """Return the settlement that one task of a `TaskGroup` has raised, if that is all the group holds."""
-    (first, *others) = group.exceptions
-    if others:
+def _settled_in(error: BaseException) -> Settlement | None:
+    """Return the settlement that was raised, or that one task of a `TaskGroup` has raised if the group holds nothing else."""
+    if isinstance(error, Settle):
+        return error.settlement
+    if not isinstance(error, BaseExceptionGroup):
         return None
-    if isinstance(first, BaseExceptionGroup):
-        return _settled_in(first)
-    return first.settlement if isinstance(first, Settle) else None
+    (first, *others) = cast("BaseExceptionGroup[BaseException]", error).exceptions
+    return None if others else _settled_in(first)
 
 
 def _in_thread(
@@ -398,8 +397,9 @@ def _in_thread(
 
     async def call(*args: Any, **kwargs: Any) -> Any:
         context = copy_context()
-        work = functools.partial(context.run, _called, function, args, kwargs)
-        future = asyncio.get_running_loop().run_in_executor(executor(), work)
+        future = asyncio.get_running_loop().run_in_executor(
+            executor(), context.run, _called, function, args, kwargs
+        )
         cancelled: asyncio.CancelledError | None = None
         while not future.done():
             try:

@@ -169,9 +169,8 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
-_scan: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder(  # type: ignore[attr-defined] # untyped, not private
-    object_pairs_hook=_distinct
-).scan_once
+_strict = json.JSONDecoder(object_pairs_hook=_distinct)
+_scan: Callable[[str, int], tuple[Any, int]] = _strict.scan_once  # type: ignore[attr-defined] # untyped, not private
 
 
 def _is_one_value(data: bytes) -> bool:

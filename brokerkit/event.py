@@ -34,7 +34,7 @@ class Event(Generic[T]):
     time: str | None = None
     datacontenttype: str | None = None
     dataschema: str | None = None
-    extensions: Mapping[str, str] = field(default_factory=dict)
+    extensions: Mapping[str, str] = field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType] - dict[str, str] is slow to call
     derived: bool = False
     error: str | None = None
 

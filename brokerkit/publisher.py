@@ -11,7 +11,7 @@ import random
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from brokerkit.adapter import Adapter
 from brokerkit.clock import SYSTEM, Clock
@@ -46,6 +46,7 @@ _RESERVED = ("bk-", "ce-", "ce_", "cloudevents")
 _ATTRIBUTES = frozenset(
     {"specversion", "id", "source", "type", "subject", "time", "datacontenttype", "dataschema", "data"}
 )
+_CARRIERS: tuple[type[Any], ...] = (Event, Message, Delivery)
 _FIRST_BACKOFF = 0.05
 _LONGEST_BACKOFF = 2.0
 
@@ -68,7 +69,7 @@ class Outgoing:
     subject: str | None = None
     time: str | None = None
     headers: HeadersLike = ()
-    extensions: Mapping[str, str] = field(default_factory=dict)
+    extensions: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ class Publisher:
     ) -> None:
         self.name = name
         self.codec = codec
-        self.form = form
+        self.form: Form = form
         self.prefix = prefix
         self.timeout = timeout
         self.adapter: Adapter | None = None
@@ -152,7 +153,7 @@ class Publisher:
     def _encode(self, data: Any) -> tuple[bytes, str | None]:
         if isinstance(data, bytes):
             return data, "application/octet-stream"
-        if isinstance(data, Event | Message | Delivery):
+        if isinstance(data, _CARRIERS):
             message = f"{type(data).__name__} given as data: publish what it carries (its .data), and give type and key apart"
             raise ConfigurationError(message)
         try:
@@ -317,7 +318,9 @@ def _key(key: object) -> bytes | None:
 
 
 def _headers(headers: HeadersLike) -> tuple[tuple[str, str | bytes], ...]:
-    pairs = headers.items() if isinstance(headers, Mapping) else headers
+    pairs = (
+        cast("Mapping[str, str | bytes]", headers).items() if isinstance(headers, Mapping) else headers
+    )
     checked = check_headers(pairs)
     for name, _ in checked:
         lowered = name.lower()

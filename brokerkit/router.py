@@ -201,7 +201,7 @@ class Consumption:
     settings: Settings
     ignore: frozenset[str]
     unknown: Unknown
-    chains: dict[str, tuple[Pattern, ...]] = field(default_factory=dict)
+    chains: dict[str, tuple[Pattern, ...]] = field(default_factory=dict[str, tuple[Pattern, ...]])
 
     @classmethod
     def of(cls, members: list[Subscriber]) -> "Consumption":
@@ -218,7 +218,7 @@ class Consumption:
             group=first.group,
             subscribers=members,
             settings=_widest([member.settings for member in members]),
-            ignore=frozenset().union(*(member.ignore for member in members)),
+            ignore=frozenset[str]().union(*(member.ignore for member in members)),
             unknown=first.unknown,
         )
         for member in members:

@@ -9,7 +9,7 @@ import re
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 __all__ = ["Failure", "Story", "decode_story", "encode_story"]
 
@@ -116,7 +116,10 @@ def decode_story(text: object) -> Story:
         story = json.loads(text)
     except (ValueError, RecursionError):
         return []
-    return [_sound(entry) for entry in story if isinstance(entry, dict)] if isinstance(story, list) else []
+    if not isinstance(story, list):
+        return []
+    entries = cast("list[Any]", story)
+    return [_sound(cast("dict[str, Any]", entry)) for entry in entries if isinstance(entry, dict)]
 
 
 def _sound(entry: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What can be wrapped around a handler, one pattern a module; imported as brokerkit.patterns."""
 
 from brokerkit.patterns.bulkhead import bulkhead
-from brokerkit.patterns.dead_letter import DeadLetters, Letter, Outcome
+from brokerkit.patterns.dead_letter import DeadLetters, Letter, LetterOutcome
 from brokerkit.patterns.dedupe import MemoryStore, dedupe, sql_store
 from brokerkit.patterns.inbox import inbox
 from brokerkit.patterns.retry import retry
@@ -10,8 +10,8 @@ from brokerkit.patterns.timeout import timeout
 __all__ = [
     "DeadLetters",
     "Letter",
+    "LetterOutcome",
     "MemoryStore",
-    "Outcome",
     "bulkhead",
     "dedupe",
     "inbox",

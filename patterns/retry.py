@@ -19,7 +19,7 @@ from brokerkit.delivery import Delivery
 from brokerkit.errors import BrokerkitError, Closed, ConfigurationError, DecodeError
 from brokerkit.pipeline import Handler, Place
 from brokerkit.settlement import Ack, DeadLetter, Retry, Settle, Settlement
-from brokerkit.story import Failure
+from brokerkit.story import Failure, clean
 
 __all__ = ["RetryPattern", "longest_wait", "retry"]
 
@@ -38,7 +38,7 @@ _RETRYING: Final = Retrying()
 
 
 def retry(
-    attempts: int | None = 5,
+    attempts: int | None = 8,
     *,
     on: Errors = Exception,
     give_up_on: Errors = (),
@@ -199,11 +199,12 @@ class RetryPattern:
             "message": failure.message,
         }
         _remember(delivery, {**entry, "trace": failure.trace})
-        if isinstance(judged, DeadLetter):
-            return judged
         if judged is None:
-            return self._again(delivery, now, self._waiting(delivery, now, error), text)
-        return self._again(delivery, now, _clamped(judged.after), judged.reason or text)
+            judged = self._again(delivery, now, self._waiting(delivery, now, error), text)
+        elif isinstance(judged, Retry):
+            judged = self._again(delivery, now, _clamped(judged.after), judged.reason or text)
+        _say(delivery, judged, text)
+        return judged
 
     def _returned(self, delivery: Delivery, settlement: Settlement) -> Settlement:
         if not isinstance(settlement, Retry) or not settlement.counts:
@@ -318,6 +319,16 @@ def _asked(strategy: WaitBaseT, attempt: int) -> float:
         return float(strategy(_state(attempt)))
     except Exception:  # noqa: BLE001 - what cannot be asked beforehand is cut when it happens
         return 0.0
+
+
+def _say(delivery: Delivery, judged: Settlement, text: str) -> None:
+    """Log one line for a failed handling: where, which try, what, and what follows; never the payload."""
+    follows = f"again in {judged.after:.1f} s" if isinstance(judged, Retry) else "to the dead letters"
+    where = f"{delivery.channel}/{delivery.group}"
+    identity = clean(delivery.event.id)[:80]
+    _log.warning(
+        "%s: attempt %d of event %s failed (%s); %s", where, delivery.attempt, identity, text[:300], follows
+    )
 
 
 def _state(attempt: int, error: Exception | None = None, since: float = 0.0) -> RetryCallState:

@@ -46,7 +46,7 @@ class Claim:
     whether slots wait to be released.
     """
 
-    rows: list[Claimed] = field(default_factory=list)
+    rows: list[Claimed] = field(default_factory=list[Claimed])
     gone: bool = False
     again: bool = False
     due: float | None = None

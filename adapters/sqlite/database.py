@@ -7,7 +7,7 @@ All of it is used by one thread.
 import contextlib
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -138,7 +138,7 @@ class Database:
                 self._fail([job], error)
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self) -> Generator[None]:
         if self._lock is None:
             message = f"the file {self.path} is not open"
             raise Closed(message)

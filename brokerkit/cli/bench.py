@@ -95,12 +95,9 @@ async def measure(
     table: list[list[float]] = []
     rates: list[float] = []
     for _ in range(rounds):
-        row: list[float] = []
-        for part in parts:
-            cpu, wall = await part()
-            row.append(cpu / messages * 1e6)
-        rates.append(messages / wall)
-        table.append(row)
+        measured = [await part() for part in parts]
+        rates.append(messages / measured[-1][1])
+        table.append([cpu / messages * 1e6 for cpu, _ in measured])
     return Figures(
         adapter_us=round(statistics.median(row[0] for row in table), 2),
         pump_us=round(_added(table, 1), 2),

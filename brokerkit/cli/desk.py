@@ -79,10 +79,9 @@ class Desk:
 
     def letters(self, channel: str, group: str) -> "DeadLetters":
         """Return the dead letters of one group."""
-        from brokerkit.names import with_prefix
         from brokerkit.patterns.dead_letter import DeadLetters
 
-        return DeadLetters(self._bus.adapter, with_prefix(self._bus.prefix, channel), group)
+        return DeadLetters(self._bus.adapter, channel, group, prefix=self._bus.prefix)
 
     async def depth(self, channel: str, group: str) -> tuple[int, float | None]:
         """Return how many dead letters a group has, and the age of the oldest in seconds."""

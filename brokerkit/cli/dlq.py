@@ -18,7 +18,7 @@ from brokerkit.cli.output import Output, safe
 from brokerkit.cli.settings import Settings, pass_settings
 
 if TYPE_CHECKING:
-    from brokerkit.patterns.dead_letter import DeadLetters, Letter, Outcome
+    from brokerkit.patterns.dead_letter import DeadLetters, Letter, LetterOutcome
 
 __all__ = ["dlq"]
 
@@ -267,17 +267,17 @@ class _Act:
             self._confirm()
         return self._report(self._at(self._do))
 
-    def _at(self, work: "Callable[[DeadLetters], Awaitable[list[Outcome]]]") -> "list[Outcome]":
-        async def on(desk: Desk) -> "list[Outcome]":
+    def _at(self, work: "Callable[[DeadLetters], Awaitable[list[LetterOutcome]]]") -> "list[LetterOutcome]":
+        async def on(desk: Desk) -> "list[LetterOutcome]":
             ((channel, group),) = await desk.places(self._channel, self._group)
             return await work(desk.letters(channel, group))
 
         return at_desk(self._settings, on)
 
-    async def _preview(self, letters: "DeadLetters") -> "list[Outcome]":
+    async def _preview(self, letters: "DeadLetters") -> "list[LetterOutcome]":
         return await letters.redrive(self._ids, dry_run=True)
 
-    async def _do(self, letters: "DeadLetters") -> "list[Outcome]":
+    async def _do(self, letters: "DeadLetters") -> "list[LetterOutcome]":
         if self._verb == "redrive":
             return await letters.redrive(self._ids)
         if self._ids is None:
@@ -302,7 +302,7 @@ class _Act:
             raise Refused(message)
         self._ids = [*found, *(each for each in self._ids or () if each not in found)]
 
-    def _report(self, outcomes: "Sequence[Outcome]") -> Exit:
+    def _report(self, outcomes: "Sequence[LetterOutcome]") -> Exit:
         bad = [outcome for outcome in outcomes if outcome.result not in _GOOD or outcome.error]
         with Output(self._settings, f"dlq.{self._verb}", ("ID", "RESULT", "ERROR")) as output:
             for outcome in outcomes:
@@ -316,7 +316,7 @@ class _Act:
             return Exit.DONE
         return Exit.FAILED if len(bad) == len(outcomes) else Exit.PARTIAL
 
-    def _summarise(self, outcomes: "Sequence[Outcome]", bad: "Sequence[Outcome]") -> None:
+    def _summarise(self, outcomes: "Sequence[LetterOutcome]", bad: "Sequence[LetterOutcome]") -> None:
         counts = Counter(each.result.replace("would_redrive", f"would_{self._verb}") for each in outcomes)
         text = ", ".join(f"{count} {result.replace('_', ' ')}" for result, count in counts.items())
         self._settings.say(f"{self._channel}/{self._group}: {text or 'no dead letters'}")

@@ -1,6 +1,6 @@
 """Keep what could not be handled, with its story, until somebody decides."""
 
 from brokerkit.patterns.dead_letter.letter import Letter, read_letter
-from brokerkit.patterns.dead_letter.letters import DeadLetters, Outcome
+from brokerkit.patterns.dead_letter.letters import DeadLetters, LetterOutcome
 
-__all__ = ["DeadLetters", "Letter", "Outcome", "read_letter"]
+__all__ = ["DeadLetters", "Letter", "LetterOutcome", "read_letter"]

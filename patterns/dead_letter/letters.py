@@ -15,11 +15,11 @@ from brokerkit.copies import TooNew, read_delivery, redrive_copy
 from brokerkit.delivery import Delivery
 from brokerkit.errors import PublishUnknown
 from brokerkit.message import Address
-from brokerkit.names import check_name
+from brokerkit.names import check_name, with_prefix
 from brokerkit.patterns.dead_letter.letter import Letter, died_at, read_letter
 from brokerkit.settlement import ACK, Ack, Retry
 
-__all__ = ["DeadLetters", "Outcome", "Result"]
+__all__ = ["DeadLetters", "LetterOutcome", "Result"]
 
 Result = Literal["redriven", "discarded", "would_redrive", "failed", "unknown", "not_found"]
 
@@ -29,7 +29,7 @@ _BATCH: Final = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class LetterOutcome:
     """
     What became of one selected dead letter.
 
@@ -45,7 +45,7 @@ class Outcome:
     error: str = ""
 
 
-Outcomes = list[Outcome]
+Outcomes = list[LetterOutcome]
 Letters = list[Letter]
 Deliveries = list[Delivery]
 """Named here, for inside the class `list` is its method."""
@@ -55,6 +55,7 @@ class DeadLetters:
     """
     The dead letters of one group, behind a connected adapter.
 
+    prefix: the one of the bus, if it has one.
     idle: how many seconds without a new letter mean that there are no more, on a broker that cannot be browsed.
     hold: how many letters are held at the most while one is searched for; those that were not selected go back
         uncounted at the end, not before, or they would be handed out again at once.
@@ -66,6 +67,7 @@ class DeadLetters:
         channel: str,
         group: str,
         *,
+        prefix: str = "",
         idle: float = 2.0,
         hold: int = 10_000,
         clock: Clock = SYSTEM,
@@ -78,8 +80,9 @@ class DeadLetters:
         self.idle = idle
         self.hold = hold
         self._clock = clock
-        self._dead = Address(channel, group, "dead")
-        self._inlet = Address(channel, group, "inlet")
+        at = with_prefix(prefix, channel)
+        self._dead = Address(at, group, "dead")
+        self._inlet = Address(at, group, "inlet")
 
     def __repr__(self) -> str:
         return f"DeadLetters({self.channel!r}, {self.group!r})"
@@ -157,7 +160,7 @@ class DeadLetters:
             letters, cursor = await self.list(_BATCH if self._browsable else self.hold, cursor)
             for letter in letters:
                 if selection.names(letter.id):
-                    selection.add(Outcome(id=letter.id, result="would_redrive", letter=letter))
+                    selection.add(LetterOutcome(id=letter.id, result="would_redrive", letter=letter))
             if cursor is None or not letters:
                 return selection.outcomes()
 
@@ -218,17 +221,17 @@ class DeadLetters:
             letter = read_letter(delivery)
             if error is None:
                 outcomes.append(
-                    Outcome(id=letter.id, result="redriven", letter=letter, error=kept[id(delivery)])
+                    LetterOutcome(id=letter.id, result="redriven", letter=letter, error=kept[id(delivery)])
                 )
             else:
                 result: Result = "unknown" if isinstance(error, PublishUnknown) else "failed"
-                outcomes.append(Outcome(id=letter.id, result=result, letter=letter, error=_said(error)))
+                outcomes.append(LetterOutcome(id=letter.id, result=result, letter=letter, error=_said(error)))
         return outcomes
 
     async def _discard(self, taking: "_Taking", chosen: Sequence[Delivery]) -> Outcomes:
         errors = await taking.settle(chosen, ACK)
         return [
-            Outcome(id=delivery.event.id, result="discarded", letter=read_letter(delivery), error=error)
+            LetterOutcome(id=delivery.event.id, result="discarded", letter=read_letter(delivery), error=error)
             for delivery, error in zip(chosen, errors, strict=True)
         ]
 
@@ -239,7 +242,7 @@ class _Selection:
     def __init__(self, ids: Iterable[str] | None, begun: float) -> None:
         self._ids = None if ids is None else dict.fromkeys(ids)
         self._begun = begun
-        self._outcomes: list[Outcome] = []
+        self._outcomes: list[LetterOutcome] = []
         self._sent: set[tuple[str, str, int]] = set()
 
     @property
@@ -257,16 +260,16 @@ class _Selection:
         earlier = (*delivery.event.identity, delivery.run - 1)
         return self.names(delivery.event.id) and earlier not in self._sent
 
-    def add(self, *outcomes: Outcome) -> None:
+    def add(self, *outcomes: LetterOutcome) -> None:
         self._outcomes += outcomes
         for outcome in outcomes:
             if outcome.letter is not None:
                 self._sent.add((outcome.letter.source, outcome.id, outcome.letter.runs))
 
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> list[LetterOutcome]:
         seen = {outcome.id for outcome in self._outcomes}
         missing = [] if self._ids is None else [name for name in self._ids if name not in seen]
-        return [*self._outcomes, *(Outcome(id=name, result="not_found") for name in missing)]
+        return [*self._outcomes, *(LetterOutcome(id=name, result="not_found") for name in missing)]
 
 
 class _Taking:
@@ -326,7 +329,7 @@ class _Taking:
         self._lost.update(map(id, deliveries))
 
 
-_Work = Callable[[_Taking, Sequence[Delivery]], Awaitable[list[Outcome]]]
+_Work = Callable[[_Taking, Sequence[Delivery]], Awaitable[list[LetterOutcome]]]
 
 _BACK: Final = Retry(after=0, reason="not selected", counts=False)
 

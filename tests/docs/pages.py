@@ -86,3 +86,13 @@ def anchors(page: Path) -> set[str]:
     """Return the anchors of a page's headings, as GitHub and MkDocs make them."""
     headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+_FAILED_ATTEMPT = re.compile(
+    r"\S+: attempt \d+ of event \S+ failed \(.*\); (again in [\d.]+ s|to the dead letters)"
+)
+
+
+def unexpected(stderr: str) -> list[str]:
+    """Return the lines of stderr that are more than the one line which brokerkit logs for a failed attempt."""
+    return [line for line in stderr.splitlines() if not _FAILED_ATTEMPT.fullmatch(line)]

@@ -61,7 +61,7 @@ class Attempts:
         plan = Plan(channel=channel, order=order, attempts=4, wait=1.0)
         killed = await bench.consumer(plan)
         await bench.publish(channel, [Deed(n=0, do="fail", times=9).outgoing("k")])
-        await bench.log.until(lambda: len(bench.log.of("retry", "held")) == 2, "two tries have failed")
+        await bench.log.count(2, "retry", "held")
         await asyncio.sleep(0.3)  # between two tries, and the mark of the second is written
         await killed.way.kill()
         assert len(bench.log.of("begin")) == 2
@@ -83,9 +83,7 @@ class Attempts:
             async with bench.acting(f"actor-{restart}", plan):
                 if restart == 1:
                     await bench.publish(channel, [Deed(n=0, do="fail", times=9).outgoing("k")])
-                await bench.log.until(
-                    lambda restart=restart: len(bench.log.of("retry", "held")) == restart, "another has failed"
-                )
+                await bench.log.count(restart, "retry", "held")
         async with bench.acting("last", plan):
             await bench.log.all_of({"0"}, "dead")
         assert [note.attempt for note in bench.log.of("begin")] == [1, 2, 3, 4]
@@ -111,8 +109,7 @@ class Attempts:
             async with bench.consuming(bus):
                 if restart == 0:
                     await bench.publish(channel, [Deed(n=n).outgoing(f"k{n}") for n in range(3)])
-                begun = 3 * (restart + 1)
-                await bench.log.until(lambda begun=begun: len(bench.log.of("begin")) == begun, "all have begun")
+                await bench.log.count(3 * (restart + 1), "begin")
                 if restart == 5:
                     may_end.set()
                     await bench.log.all_of({"0", "1", "2"}, "ack")
@@ -137,23 +134,29 @@ class Attempts:
                 return None
             if delivery.attempt == 1:
                 failed[delivery.event.id] = time.monotonic()
+                bench.log.add(note_of("failed", "bus", delivery))
                 return Retry(after=float(delivery.event.id))
             again[delivery.event.id] = time.monotonic()
+            bench.log.add(note_of("again", "bus", delivery))
             return None
 
         async with bench.consuming(bus), bench.acting("other", Plan(channel=channel, group="other")):
             waits = [Deed(n=0).outgoing("waits") for _ in range(2)]
             await bench.publish(channel, [_named(waits[0], "0.7"), _named(waits[1], "0.5")])
-            await bench.log.until(lambda: failed, "one has failed")
+            await bench.log.count(1, "failed")
             await bench.publish(channel, [Deed(n=n).outgoing(f"k{n}") for n in range(50)])
             await bench.log.all_of({str(n) for n in range(50)}, "begin", who="bus")
             assert not again
-            await bench.log.until(lambda: len(again) == 2, "both come again")
-            await bench.log.until(lambda: len(bench.log.of("end", who="other")) == 52, "the other group has all")
+            await bench.log.count(2, "again")
+            await bench.log.until(
+                lambda: len(bench.log.of("end", who="other")) == 52, "the other group has all"
+            )
         for name, at in again.items():
             assert -0.001 <= at - failed[name] - float(name) <= bench.lateness, name
         assert {note.attempt for note in bench.log.of("begin", who="other")} == {1}
-        order_of_waits = [(note.id, note.attempt) for note in bench.log.of("begin", who="bus") if note.key == "waits"]
+        order_of_waits = [
+            (note.id, note.attempt) for note in bench.log.of("begin", who="bus") if note.key == "waits"
+        ]
         if order == "key":
             assert order_of_waits == [("0.7", 1), ("0.7", 2), ("0.5", 1), ("0.5", 2)]
 

@@ -4,11 +4,10 @@ One test's way to a broker through the bus: buses, consumers here and over there
 
 import asyncio
 import multiprocessing
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import Any
 
 from brokerkit.adapter import Adapter, Measures, Order
 from brokerkit.bus import Bus
@@ -53,18 +52,18 @@ class BusBench(Bench):
         self._publisher: Bus | None = None
         self._count = 0
 
-    async def bus(self, who: str = "", **options: Any) -> Bus:
+    async def bus(self, who: str = "", *, grace: float = _GRACE) -> Bus:
         """Return a bus on an adapter of its own, connected; it says what happens under this name."""
         self._count += 1
         who = who or f"bus-{self._count}"
-        bus = Bus("memory://", **{"name": who, "hooks": [heard(self.log.add, who)], "grace": _GRACE, **options})
+        bus = Bus("memory://", name=who, hooks=[heard(self.log.add, who)], grace=grace)
         bus.adapter = Through(await self.adapter())
         await bus.connect()
         self._buses.append(bus)
         return bus
 
     @asynccontextmanager
-    async def consuming(self, bus: Bus) -> AsyncIterator[Bus]:
+    async def consuming(self, bus: Bus) -> AsyncGenerator[Bus]:
         """Consume, within the patience for joining and for leaving."""
         stack = AsyncExitStack()
         async with asyncio.timeout(self.patience):
@@ -76,7 +75,7 @@ class BusBench(Bench):
                 await stack.aclose()
 
     @asynccontextmanager
-    async def acting(self, who: str, plan: Plan) -> AsyncIterator[Actor]:
+    async def acting(self, who: str, plan: Plan) -> AsyncGenerator[Actor]:
         """Run an actor in this process."""
         actor = Actor(await self.adapter(), plan, who, self.log.add, _nobody_dies_here)
         async with asyncio.timeout(self.patience):
@@ -187,5 +186,3 @@ def _tell_home(loop: asyncio.AbstractEventLoop, log: Log, note: Note) -> None:
 def _nobody_dies_here() -> None:
     message = "this consumer works in the process of the test"
     raise AssertionError(message)
-
-

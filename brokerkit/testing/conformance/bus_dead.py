@@ -38,7 +38,7 @@ class BusDeadLetters:
             raise ValueError(message)
 
         async with bench.consuming(bus):
-            headers = {"x-mine": "1", "x-bytes": b"\xff\x00"}
+            headers: dict[str, str | bytes] = {"x-mine": "1", "x-bytes": b"\xff\x00"}
             await bench.publish(
                 channel, [Outgoing(data={"a": 1}, type="deed", id="0", key="k", headers=headers)]
             )
@@ -61,7 +61,13 @@ class BusDeadLetters:
     ) -> None:
         channel = bench.name()
         cloud = "application/cloudevents+json"
-        envelope = {"specversion": "1.0", "id": "e", "source": "s", "type": "deed", "data": {"n": "no number"}}
+        envelope = {
+            "specversion": "1.0",
+            "id": "e",
+            "source": "s",
+            "type": "deed",
+            "data": {"n": "no number"},
+        }
         odd = [
             Message(body=b"\xff\x00{", content_type=cloud, key=b"k", headers=(("a", b"\xfe"), ("a", "2"))),
             Message(body=b"", content_type=cloud),
@@ -72,7 +78,7 @@ class BusDeadLetters:
             await bench.send(bench.first, channel, odd)
             await bench.publish(channel, [Deed(n=1).outgoing("k")])
             await bench.log.all_of({"1"}, "ack")
-            await bench.log.until(lambda: len(bench.log.of("dead")) == 4, "all four are dead")
+            await bench.log.count(4, "dead")
         letters = await bench.letters(channel)
         assert {letter.reason for letter in letters} == {"decode_error"}
         assert {letter.attempts for letter in letters} == {1}
@@ -123,13 +129,12 @@ class BusDeadLetters:
         async with bench.consuming(bus), bench.acting("other", Plan(channel=channel, group="other")):
             await bench.publish(channel, [Deed(n=n).outgoing(f"k{n % 3}") for n in range(10)])
             for run in range(3):
-                await bench.log.until(
-                    lambda run=run: {note.id for note in bench.log.of("dead") if note.run == run} == sent,
-                    f"all are dead in run {run}",
-                )
+                await bench.log.all_of(sent, "dead", run=run)
                 mended = run == 2
                 outcomes = await bench.dead_letters(channel, "fails").redrive()
-                assert {(outcome.id, outcome.result) for outcome in outcomes} == {(each, "redriven") for each in sent}
+                assert {(outcome.id, outcome.result) for outcome in outcomes} == {
+                    (each, "redriven") for each in sent
+                }
             await bench.log.all_of(sent, "ack", who="fails")
             await bench.log.all_of(sent, "ack", who="other")
         for name in sent:
@@ -145,7 +150,7 @@ class BusDeadLetters:
             await bench.publish(channel, [Deed(n=0, do="fail", times=9).outgoing()])
             await bench.log.all_of({"0"}, "dead")
             await bench.dead_letters(channel).redrive(["0"])
-            await bench.log.until(lambda: len(bench.log.of("dead")) == 2, "it dies again")
+            await bench.log.count(2, "dead")
         (letter,) = await bench.letters(channel)
         assert (letter.runs, letter.attempts, letter.reason) == (1, 2, "exhausted")
         assert [entry.get("dead") for entry in letter.history] == [None, None, "exhausted", None, None]
@@ -170,7 +175,8 @@ class BusDeadLetters:
             odd, even = {"1", "3", "5", "7", "9"}, {"0", "2", "4", "6", "8"}
             await bench.log.all_of(even, "ack")
             await bench.log.until(
-                lambda: {note.id for note in bench.log.of("alarm") if note.detail == "copy_failed"} == odd, "alarms"
+                lambda: {note.id for note in bench.log.of("alarm") if note.detail == "copy_failed"} == odd,
+                "alarms",
             )
             assert not bus.ready
             assert set(bench.log.ids("ack", "dead", "stale")) == even
@@ -198,7 +204,7 @@ class BusDeadLetters:
         adapter.refused.add("dead")
         async with bench.consuming(bus):
             await bench.publish(channel, [Deed(n=0).outgoing()])
-            await bench.log.until(lambda: bench.log.of("alarm"), "an alarm")
+            await bench.log.count(1, "alarm")
         assert await bench.letters(channel) == []
         async with bench.acting("next", Plan(channel=channel)):
             await bench.log.all_of({"0"}, "ack", who="next")

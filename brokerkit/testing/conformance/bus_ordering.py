@@ -48,6 +48,11 @@ def inversions(ends: Iterable[Note]) -> list[tuple[str, int, int]]:
     return found
 
 
+async def most_done(bench: BusBench, number: int) -> None:
+    """Wait until so many events have been completed, so that what comes next happens in the middle of work."""
+    await bench.log.until(lambda: len(set(bench.log.ids("end"))) > number, f"{number} are completed", times=3)
+
+
 class BusOrdering:
     """Tests of order and of sharing."""
 
@@ -63,9 +68,7 @@ class BusOrdering:
         for portion in range(5):
             numbers = range(portion * COUNT // 5, (portion + 1) * COUNT // 5)
             sent += await bench.publish(channel, numbered(numbers))
-            await bench.log.until(
-                lambda sent=sent: len(set(bench.log.ids("end"))) > len(sent) - 150, "most of them done", times=3
-            )
+            await most_done(bench, len(sent) - 150)
             if portion == 1:
                 await leaves.stop()
                 leaves = await bench.consumer(plan)
@@ -122,7 +125,9 @@ class BusOrdering:
         plan = Plan(channel=channel, concurrency=4, prefetch=8)
         away = await bench.consumer(plan)
         async with bench.acting("here", plan):
-            work = [Deed(n=n, do="work", seconds=0.005).outgoing("one key" if n % 2 else None) for n in range(200)]
+            work = [
+                Deed(n=n, do="work", seconds=0.005).outgoing("one key" if n % 2 else None) for n in range(200)
+            ]
             sent = await bench.publish(channel, work)
             await bench.log.all_of(set(sent), "ack", times=2)
             await away.stop()

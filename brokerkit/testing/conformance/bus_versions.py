@@ -3,7 +3,7 @@ Copies of other versions, as golden files: what version 1 wrote is understood fo
 """
 
 # A test's name is its sentence, its numbers are the expected ones.
-# ruff: noqa: D102, PLR2004
+# ruff: noqa: D102
 
 import json
 from importlib.resources import files
@@ -21,7 +21,7 @@ __all__ = ["Versions", "golden"]
 
 def golden(version: int) -> dict[str, tuple[str, Message]]:
     """Return the copies of a version as they were written then: kind to (place, message)."""
-    text = (files(__package__) / f"copies-v{version}.json").read_text("utf-8")
+    text = (files("brokerkit.testing.conformance") / f"copies-v{version}.json").read_text("utf-8")
     copies: dict[str, dict[str, Any]] = json.loads(text)
     return {kind: (str(copy["place"]), _message(copy)) for kind, copy in copies.items()}
 

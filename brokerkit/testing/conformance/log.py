@@ -94,17 +94,27 @@ class Log:
         return [note.id for note in self.of(*whats, who=who)]
 
     async def until(self, check: Callable[[], object], what: str, *, times: float = 1) -> None:
-        """Wait until the notes fulfil something, for so many times the patience."""
+        """Wait until something is true that is asked after each note, for so many times the patience."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self._patience * times
         while not check():
             self._waiting = loop.create_future()
             await asyncio.wait([self._waiting], timeout=max(end - loop.time(), 0))
-            assert self._waiting.done() or check(), (
-                f"not within {self._patience * times:g} s: {what}; {self._summary()}"
-            )
+            in_time = self._waiting.done()
+            assert in_time, f"not within {self._patience * times:g} s: {what}; {self._summary()}"
 
-    async def all_of(self, ids: set[str], *whats: str, who: str | None = None, times: float = 1) -> None:
+    async def count(self, number: int, *whats: str) -> None:
+        """Wait until there are so many notes of some kinds."""
+        await self.until(lambda: len(self.of(*whats)) >= number, f"{number} of {whats}")
+
+    async def all_of(
+        self,
+        ids: set[str],
+        *whats: str,
+        who: str | None = None,
+        run: int | None = None,
+        times: float = 1,
+    ) -> None:
         """Wait until there is such a note of each of these events."""
         left = set(ids)
         seen = 0
@@ -112,7 +122,7 @@ class Log:
         def complete() -> bool:
             nonlocal seen
             for note in self.notes[seen:]:
-                if note.what in whats and who in (None, note.who):
+                if note.what in whats and who in (None, note.who) and run in (None, note.run):
                     left.discard(note.id)
             seen = len(self.notes)
             return not left

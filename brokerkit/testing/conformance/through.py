@@ -43,9 +43,7 @@ class Through:
         self, at: Address, *, order: Order, start: Start, prefetch: int, on_lost: OnLost
     ) -> Subscription:
         """Subscribe."""
-        return await self._adapter.subscribe(
-            at, order=order, start=start, prefetch=prefetch, on_lost=on_lost
-        )
+        return await self._adapter.subscribe(at, order=order, start=start, prefetch=prefetch, on_lost=on_lost)
 
     async def close(self) -> None:
         """Close."""
