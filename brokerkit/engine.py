@@ -253,12 +253,26 @@ class Engine:
                 return
             await self._change(left)
 
-    async def until_quiet(self) -> None:
-        """Wait until no handling runs, however long that takes, or until the engine stops."""
+    async def until_quiet(self, patience: float) -> bool:
+        """Wait until no handling runs, or the engine stops, for so many seconds at most; False if some still run."""
+        deadline = asyncio.get_running_loop().time() + patience
         while self._running and not self._stopping:
-            await self._change()
+            left = deadline - asyncio.get_running_loop().time()
+            if left <= 0:
+                return False
+            await self._change(left)
+        return True
 
-    async def _change(self, timeout: float | None = None) -> None:
+    def tell_shut(self, suspects: int, seconds: float) -> None:
+        """Say that suspects wait for handlers that do not end; meanwhile the group goes on."""
+        text = (
+            f"{self._name}: {suspects} messages that may kill the process wait to run alone, but {len(self._running)} "
+            f"handlers have not ended within {seconds:.0f} s; give them a timeout"
+        )
+        _log.error("%s", text)
+        tell(self._hooks, Alarm("isolation_waits", text))
+
+    async def _change(self, timeout: float) -> None:
         """Wait until some handling has ended, at most so many seconds."""
         changed = asyncio.get_running_loop().create_future()
         self._changed.append(changed)

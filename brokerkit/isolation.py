@@ -31,6 +31,7 @@ Standing = Literal["stands", "stale", "unavailable"]
 
 _log = logging.getLogger("brokerkit")
 _TRIES = 8
+_PATIENCE = 30.0
 _FIRST_BACKOFF = 0.02
 
 
@@ -83,11 +84,14 @@ class Isolation:
             async with self._alone:
                 self.gate = True
                 try:
-                    await self._engine.until_quiet()
-                    if self.suspects:
+                    quiet = await self._engine.until_quiet(_PATIENCE)
+                    if quiet and self.suspects:
                         await self._run_one(self._least_marked())
                 finally:
                     self._open_gate()
+            if not quiet:
+                self._engine.tell_shut(len(self.suspects), _PATIENCE)
+                await asyncio.sleep(_PATIENCE)
 
     def _least_marked(self) -> Delivery:
         delivery = min(self.suspects, key=lambda suspect: suspect.alone)

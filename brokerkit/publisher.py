@@ -318,9 +318,7 @@ def _key(key: object) -> bytes | None:
 
 
 def _headers(headers: HeadersLike) -> tuple[tuple[str, str | bytes], ...]:
-    pairs = (
-        cast("Mapping[str, str | bytes]", headers).items() if isinstance(headers, Mapping) else headers
-    )
+    pairs = cast("Mapping[str, str | bytes]", headers).items() if isinstance(headers, Mapping) else headers
     checked = check_headers(pairs)
     for name, _ in checked:
         lowered = name.lower()

@@ -1977,3 +1977,21 @@ class TestWorkers:
         with pytest.raises(KeyboardInterrupt):
             run_virtual(main(), patience=1)
         assert not adapters[0].settled
+
+
+class TestGate:
+    @virtual
+    async def test_a_handler_that_never_ends_does_not_shut_its_group_for_a_suspect(self) -> None:
+        async def handler(delivery: Delivery) -> Settlement:
+            if delivery.event.id == "wedged":
+                await asyncio.Event().wait()
+            return ACK
+
+        async with Rig(handler, concurrency=4) as rig:
+            rig.adapter.put(event_message("wedged"))
+            await until(lambda: len(rig.running) == 1)
+            rig.adapter.put(event_message("suspect"), arrivals=9)
+            rig.adapter.put(*numbered(3))
+            await until(lambda: len(rig.adapter.settled) == 3)
+            assert "isolation_waits" in [alarm.code for alarm in rig.alarms]
+            assert asyncio.get_running_loop().time() <= 61
