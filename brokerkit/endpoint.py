@@ -397,9 +397,8 @@ def _in_thread(
 
     async def call(*args: Any, **kwargs: Any) -> Any:
         context = copy_context()
-        future = asyncio.get_running_loop().run_in_executor(
-            executor(), context.run, _called, function, args, kwargs
-        )
+        work = functools.partial(_called, function, args, kwargs)
+        future = asyncio.get_running_loop().run_in_executor(executor(), context.run, work)
         cancelled: asyncio.CancelledError | None = None
         while not future.done():
             try:

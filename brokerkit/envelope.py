@@ -21,7 +21,7 @@ from urllib.parse import quote, unquote
 import pydantic_core
 from pydantic_core import core_schema
 
-from brokerkit.event import Event
+from brokerkit.event import Event, made
 from brokerkit.message import Header, Message
 
 __all__ = ["STRUCTURED", "Form", "lay", "open_event", "timestamp"]
@@ -33,6 +33,7 @@ _PREFIXES = ("ce-", "ce_", "cloudevents:", "cloudevents_")
 _REQUIRED = ("id", "source", "type")
 _OPTIONAL = ("subject", "time", "datacontenttype", "dataschema")
 _TELLING = frozenset({"specversion", *_REQUIRED})
+_TEXT = (str, type(None))
 _MEMBERS = frozenset({"specversion", "data", "data_base64", *_REQUIRED, *_OPTIONAL})
 _SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in ' "%')
 _decoder = json.JSONDecoder()
@@ -228,30 +229,27 @@ def _event(members: dict[str, Any], data: bytes) -> Event[bytes]:
     if members.get("specversion") != "1.0":
         reason = f"specversion {members.get('specversion')!r} is not 1.0"
         raise _Unreadable(reason)
-    take = members.get
-    required = take("id"), take("source"), take("type")
-    optional = take("subject"), take("time"), take("datacontenttype"), take("dataschema")
-    for name, value in zip(_REQUIRED, required, strict=True):
-        if type(value) is not str or not value:
+    for name in _REQUIRED:
+        if type(value := members.get(name)) is not str or not value:
             reason = f"required attribute {name!r} is missing or empty"
             raise _Unreadable(reason)
-    for name, value in zip(_OPTIONAL, optional, strict=True):
-        if value is not None and type(value) is not str:
+    for name in _OPTIONAL:
+        if type(members.get(name)) not in _TEXT:
             reason = f"attribute {name!r} is not text"
             raise _Unreadable(reason)
-    content_type = optional[2]
+    content_type = members.get("datacontenttype")
     if "data_base64" in members or not (content_type is None or content_type == "application/json"):
         data = _data(members, data)
-    return Event(
-        id=members["id"],
-        source=members["source"],
-        type=members["type"],
-        subject=optional[0],
-        time=optional[1],
-        datacontenttype=content_type,
-        dataschema=optional[3],
-        extensions=_NONE if members.keys() <= _MEMBERS else _extensions(members),
-        data=data,
+    return made(
+        members["id"],
+        members["source"],
+        members["type"],
+        data,
+        members.get("subject"),
+        members.get("time"),
+        content_type,
+        members.get("dataschema"),
+        _NONE if members.keys() <= _MEMBERS else _extensions(members),
     )
 
 

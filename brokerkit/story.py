@@ -118,7 +118,7 @@ def decode_story(text: object) -> Story:
         return []
     if not isinstance(story, list):
         return []
-    entries = cast("list[Any]", story)
+    entries = cast("list[object]", story)
     return [_sound(cast("dict[str, Any]", entry)) for entry in entries if isinstance(entry, dict)]
 
 

@@ -8,7 +8,6 @@ repeated names. A value that is bytes stands as a list with its base64 text.
 import json
 from base64 import b64decode, b64encode
 from binascii import crc32
-from collections.abc import Iterable
 
 from brokerkit.adapters.sqlite.schema import SLOTS
 from brokerkit.errors import BadHeader
@@ -37,9 +36,11 @@ def message_of(key: bytes | None, head: str | None, body: bytes) -> Message:
     if head is None:
         return Message(body=body, key=key)
     content_type, *rest = json.loads(head)
-    pairs: Iterable[tuple[str, str | list[str]]] = zip(rest[::2], rest[1::2], strict=True)
+    names: list[str] = rest[::2]
+    values: list[str | list[str]] = rest[1::2]
     headers: list[Header] = [
-        (name, b64decode(value[0]) if isinstance(value, list) else value) for name, value in pairs
+        (name, b64decode(value[0]) if isinstance(value, list) else value)
+        for name, value in zip(names, values, strict=True)
     ]
     return Message(body=body, content_type=content_type, key=key, headers=tuple(headers))
 

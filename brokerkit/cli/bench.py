@@ -178,7 +178,8 @@ async def _drain_with(
     load: _Load, make: Callable[[Sequence[Pattern]], Handler], patterns: Sequence[Pattern]
 ) -> tuple[float, float]:
     adapter, channel = await _filled(load)
-    kept: list[Keeps] = [pattern for pattern in patterns if isinstance(pattern, Keeps)]
+    offered: Sequence[object] = patterns
+    kept = [pattern for pattern in offered if isinstance(pattern, Keeps)]
     for pattern in kept:
         await pattern.start()
     settings = Settings(concurrency=load.concurrency, prefetch=load.prefetch)

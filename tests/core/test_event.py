@@ -1,8 +1,9 @@
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from brokerkit.event import Event
+from brokerkit.event import Event, made
 
 
 def at(time: str | None) -> datetime | None:
@@ -62,3 +63,19 @@ def test_extensions_are_empty_without_being_shared() -> None:
 
     assert dict(one.extensions) == {}
     assert one == other
+
+
+def test_an_event_made_on_the_hot_path_equals_one_that_was_constructed() -> None:
+    values = {
+        "id": "e-1",
+        "source": "shop",
+        "type": "order.placed",
+        "data": b"{}",
+        "subject": "o-17",
+        "time": "2026-01-01T00:00:00Z",
+        "datacontenttype": "application/json",
+        "dataschema": "https://example.org/order",
+        "extensions": {"tenant": "acme"},
+    }
+    assert made(*values.values()) == Event(**values)  # type: ignore[arg-type]
+    assert {field.name for field in fields(Event)} == {*values, "derived", "error"}

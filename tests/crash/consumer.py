@@ -8,7 +8,7 @@ handlers stand between their first write and their return.
 import asyncio
 import mmap
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def bus_of(broker: str, database: str, witness: Witness, how: str) -> Bus:
     once = inbox(engine)
 
     @asynccontextmanager
-    async def lifespan(_: Bus) -> AsyncIterator[None]:
+    async def lifespan(_: Bus) -> AsyncGenerator[None]:
         yield
         await engine.dispose()
 

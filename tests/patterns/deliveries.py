@@ -60,12 +60,6 @@ def delivery_of(
 def place_of(
     *, order: Order = "none", max_hold: float = 300.0, blocking: bool = False, max_delay: float = 12 * 3600.0
 ) -> Place:
-    capabilities = Capabilities(
-        **{
-            **{name: getattr(CAPABILITIES, name) for name in CAPABILITIES.__slots__},
-            "max_delay": max_delay,
-        }
-    )
     return Place(
         channel="orders",
         group="billing",
@@ -74,5 +68,5 @@ def place_of(
         max_hold=max_hold,
         concurrency=16,
         blocking=blocking,
-        capabilities=capabilities,
+        capabilities=replace(CAPABILITIES, max_delay=max_delay),
     )

@@ -113,7 +113,7 @@ async def test_a_waiting_process_wakes_within_50_ms_of_a_commit_by_another(
 ) -> None:
     adapter = await connect()
     process = await start()
-    latencies = []
+    latencies: list[float] = []
     for number in range(20):
         process.tell("take", limit=1)
         await eventually_waiting(adapter)

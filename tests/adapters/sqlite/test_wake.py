@@ -65,10 +65,14 @@ async def test_a_waiting_member_wakes_within_50_ms_of_its_own_adapters_commit(co
     assert statistics.median([await latency(adapter, subscription) for _ in range(15)]) < 0.05
 
 
+def unheard(*_: object) -> None:
+    """Send no datagram."""
+
+
 async def test_without_datagrams_a_waiting_member_still_wakes_within_the_fallback(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Sender, "send", lambda *_: None)
+    monkeypatch.setattr(Sender, "send", unheard)
     publisher, consumer = await connect(), await connect()
     subscription = await subscribe(consumer)
     assert max([await latency(publisher, subscription) for _ in range(10)]) < 0.5
