@@ -28,12 +28,14 @@ def current() -> Delivery | None:
 class Driven(Generic[T]):
     """Await a coroutine that has already yielded once, each of its steps inside `context`."""
 
-    __slots__ = ("_context", "_coroutine", "_yielded")
+    __slots__ = ("_context", "_coroutine", "_yielded", "closed")
 
     def __init__(self, context: Context, coroutine: Coroutine[Any, Any, T], yielded: object) -> None:
         self._context = context
         self._coroutine = coroutine
         self._yielded = yielded
+        self.closed = False
+        """Whether it was closed from outside, as the collector does with what nobody awaits any more."""
 
     def __await__(self) -> Generator[Any, Any, T]:
         run = self._context.run
@@ -45,6 +47,7 @@ class Driven(Generic[T]):
                 try:
                     value = yield yielded
                 except GeneratorExit:
+                    self.closed = True
                     run(self._coroutine.close)
                     raise
                 except BaseException as error:  # noqa: BLE001 - it is the coroutine's to handle

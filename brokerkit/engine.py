@@ -555,7 +555,9 @@ class Engine:
         if isinstance(begun, Driven):
             try:
                 settlement = await begun
-            except BaseException as error:  # noqa: BLE001 - sorted out in _escaped
+            except BaseException as error:
+                if begun.closed:
+                    raise
                 settlement = self._escaped(delivery, error)
         else:
             settlement = begun
@@ -606,7 +608,7 @@ class Engine:
         """
         if isinstance(error, Settle):
             return error.settlement
-        if isinstance(error, KeyboardInterrupt | GeneratorExit):
+        if isinstance(error, KeyboardInterrupt):
             raise error
         if isinstance(error, asyncio.CancelledError) and self._leaving():
             delivery.stopped = delivery.stopped or "cancelled"

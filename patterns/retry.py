@@ -256,13 +256,16 @@ class RetryPattern:
         if isinstance(error, BrokerkitError):
             # A bus that closes under a handler says nothing about the message, so it must not kill it
             return error.retryable or isinstance(error, Closed)
-        if self._matches(error):
-            return not isinstance(error, ExceptionGroup) or all(
+        if not isinstance(error, ExceptionGroup):
+            return self._matches(error)
+        group = cast("ExceptionGroup[Exception]", error)
+        if self._matches(group):
+            return all(
                 leaf.retryable or isinstance(leaf, Closed)
-                for leaf in _leaves(error)
+                for leaf in _leaves(group)
                 if isinstance(leaf, BrokerkitError)
             )
-        return isinstance(error, ExceptionGroup) and all(self._passes(leaf) for leaf in error.exceptions)
+        return all(self._passes(leaf) for leaf in group.exceptions)
 
     def _waiting(self, delivery: Delivery, now: float, error: Exception) -> float:
         state = _state(delivery.attempt, error, since=now - delivery.first)
@@ -383,7 +386,8 @@ def _is_number(value: Any, kind: Any) -> bool:
 
 
 def _matcher(name: str, errors: Errors) -> Callable[[Exception], bool]:
-    kinds: tuple[Any, ...] = errors if isinstance(errors, tuple) else (errors,)
+    predicate: Any = errors
+    kinds = cast("tuple[Any, ...]", errors if isinstance(errors, tuple) else (errors,))
     if all(isinstance(kind, type) for kind in kinds):
         if wrong := [kind for kind in kinds if not issubclass(kind, Exception)]:
             message = (
@@ -393,7 +397,6 @@ def _matcher(name: str, errors: Errors) -> Callable[[Exception], bool]:
         if name == "give_up_on":
             return lambda error: any(isinstance(leaf, kinds) for leaf in (error, *_leaves(error)))
         return lambda error: isinstance(error, kinds)
-    predicate: Any = errors
     if not callable(predicate):
         message = f"retry({name}={errors!r}): give an exception class, a tuple of them, or a predicate"
         raise ConfigurationError(message)
@@ -402,7 +405,7 @@ def _matcher(name: str, errors: Errors) -> Callable[[Exception], bool]:
 
 def _leaves(error: BaseException) -> Iterable[BaseException]:
     if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
+        for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
             yield from _leaves(inner)
     else:
         yield error
@@ -435,7 +438,8 @@ def _applied(rule: Rule, error: Exception) -> Settlement | None:
 
 def _errors(errors: Errors) -> str:
     if isinstance(errors, tuple):
-        return f"({', '.join(kind.__name__ for kind in errors)})"
+        kinds = cast("tuple[Any, ...]", errors)
+        return f"({', '.join(kind.__name__ for kind in kinds)})"
     return getattr(errors, "__name__", repr(errors))
 
 
@@ -447,7 +451,7 @@ def _strategy(strategy: WaitBaseT) -> str:
     if not isinstance(strategy, wait.wait_base):
         return getattr(strategy, "__name__", type(strategy).__name__)
     parts = [
-        f"{name}=[{', '.join(map(_strategy, value))}]"
+        f"{name}=[{', '.join(map(_strategy, cast('Iterable[WaitBaseT]', value)))}]"
         if isinstance(value, tuple | list)
         else f"{name}={value}"
         for name, value in vars(strategy).items()

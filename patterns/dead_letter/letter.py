@@ -63,7 +63,7 @@ def read_letter(delivery: Delivery) -> Letter:
     event, story = delivery.event, delivery.story
     verdict = story[-1] if story and "dead" in story[-1] else {}
     history = story[:-1] if verdict else story
-    last: dict[str, Any] = next((entry for entry in reversed(history) if "type" in entry), {})
+    last: dict[str, Any] = next((entry for entry in reversed(history) if "type" in entry), dict[str, Any]())
     times = [entry["at"] / 1000 for entry in history if "dead" not in entry and _is_number(entry.get("at"))]
     return Letter(
         id=event.id,

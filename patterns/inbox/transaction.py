@@ -191,6 +191,11 @@ class InboxPattern:
         async with AsyncExitStack() as stack:
             try:
                 given, connection = await self._open(stack)
+            except (DataError, IntegrityError, ProgrammingError):
+                raise
+            except (DBAPIError, PoolTimeoutError, OSError) as error:
+                raise _NotOpenedError from error
+            try:
                 if row is not None:
                     await connection.execute(insert(self.table).values({**row, "at_ms": self._now()}))
             except IntegrityError:

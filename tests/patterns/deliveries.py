@@ -1,5 +1,7 @@
 """Deliveries made by hand, for patterns around plain endpoints."""
 
+from dataclasses import replace
+
 from brokerkit.adapter import Capabilities, Order
 from brokerkit.delivery import Delivery
 from brokerkit.event import Event

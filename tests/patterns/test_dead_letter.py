@@ -177,7 +177,8 @@ async def test_pages_follow_each_other(broker: Plain) -> None:
     if not isinstance(broker, Browses):
         return
     await bury(broker, *(letter(f"e-{n}") for n in range(5)))
-    reader, seen, cursor = letters_of(broker), [], None
+    reader, cursor = letters_of(broker), None
+    seen: list[str] = []
     while True:
         page, cursor = await reader.list(2, cursor)
         seen += [each.id for each in page]

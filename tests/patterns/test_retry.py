@@ -7,6 +7,7 @@ import pytest
 import tenacity
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tenacity.wait import WaitBaseT
 
 from brokerkit.errors import (
     Closed,
@@ -18,7 +19,7 @@ from brokerkit.errors import (
     HandlerTimeout,
     TooLarge,
 )
-from brokerkit.patterns.retry import LONGEST, longest_wait, retry
+from brokerkit.patterns.retry import LONGEST, Rule, longest_wait, retry
 from brokerkit.settlement import ACK, Ack, DeadLetter, Retry, Settle, Settlement
 from brokerkit.testing.clock import VirtualClock, run_virtual
 from tests.patterns.deliveries import delivery_of, place_of
@@ -138,7 +139,7 @@ async def test_a_predicate_may_decide_and_a_broken_one_costs_no_message() -> Non
 
 
 async def test_the_most_derived_rule_wins_before_everything_else() -> None:
-    rules: dict[type[Exception], Any] = {
+    rules: dict[type[Exception], Rule] = {
         OSError: DeadLetter("rejected"),
         ConnectionError: lambda error: ACK if str(error) == "done already" else None,
     }
@@ -151,7 +152,13 @@ async def test_the_most_derived_rule_wins_before_everything_else() -> None:
 
 
 async def test_a_broken_rule_costs_no_message() -> None:
-    rules: dict[type[Exception], Any] = {ValueError: lambda _: 1 / 0, KeyError: lambda _: "ack"}
+    def divides(_: Exception) -> Any:
+        return 1 / 0
+
+    def says(_: Exception) -> Any:
+        return "ack"
+
+    rules: dict[type[Exception], Rule] = {ValueError: divides, KeyError: says}
     assert isinstance(await retry(rules=rules)(ending(ValueError()))(delivery_of(order="key")), Retry)
     assert isinstance(await retry(rules=rules)(ending(KeyError()))(delivery_of(order="key")), Retry)
 
@@ -249,7 +256,7 @@ def test_a_cancellation_during_a_wait_in_place_passes_and_counts_nothing() -> No
     run_virtual(main())
 
 
-STRATEGIES: list[Callable[[], Any]] = [
+STRATEGIES: list[Callable[[], WaitBaseT]] = [
     tenacity.wait_exponential,
     lambda: tenacity.wait_exponential(max=math.inf),
     lambda: tenacity.wait_random_exponential(multiplier=1, max=300),

@@ -18,7 +18,7 @@ from brokerkit.publisher import Outgoing
 from brokerkit.testing.conformance.elsewhere import Die
 from brokerkit.testing.conformance.harness import Harness
 from brokerkit.testing.conformance.log import Say, heard, note_of
-from brokerkit.testing.conformance.through import Through
+from brokerkit.testing.conformance.through import through
 
 __all__ = ["Actor", "BusHand", "Deed", "Plan"]
 
@@ -65,7 +65,7 @@ class Actor:
         self._die = die
         self._stack = AsyncExitStack()
         self._bus = Bus("memory://", name=who, hooks=[heard(say, who)])
-        self._bus.adapter = Through(adapter)
+        self._bus.adapter = through(adapter)
         self._bus.subscriber(
             plan.channel,
             group=plan.group,

@@ -19,7 +19,7 @@ from brokerkit.testing.conformance.bench import Bench, eventually
 from brokerkit.testing.conformance.elsewhere import Way, start_way
 from brokerkit.testing.conformance.harness import Harness
 from brokerkit.testing.conformance.log import Log, Note, heard
-from brokerkit.testing.conformance.through import Through
+from brokerkit.testing.conformance.through import through
 
 __all__ = ["BusBench", "Consumer"]
 
@@ -57,7 +57,7 @@ class BusBench(Bench):
         self._count += 1
         who = who or f"bus-{self._count}"
         bus = Bus("memory://", name=who, hooks=[heard(self.log.add, who)], grace=grace)
-        bus.adapter = Through(await self.adapter())
+        bus.adapter = through(await self.adapter())
         await bus.connect()
         self._buses.append(bus)
         return bus

@@ -4,11 +4,11 @@ An adapter behind glass: everything passes, until a test lets sends to some plac
 
 from collections.abc import Sequence
 
-from brokerkit.adapter import Adapter, OnLost, Order, Start, Subscription
+from brokerkit.adapter import Adapter, OnLost, Order, Provisions, Start, Subscription
 from brokerkit.errors import ConnectionLost, SendError
 from brokerkit.message import Address, Message
 
-__all__ = ["Through"]
+__all__ = ["Through", "through"]
 
 
 class Through:
@@ -48,3 +48,22 @@ class Through:
     async def close(self) -> None:
         """Close."""
         await self._adapter.close()
+
+
+class _ThroughProvisions(Through):
+    """The same for an adapter that provisions."""
+
+    def __init__(self, adapter: Adapter, provisions: Provisions) -> None:
+        super().__init__(adapter)
+        self._provisions = provisions
+
+    async def provision(
+        self, places: Sequence[tuple[Address, Start, Order]], *, create: bool
+    ) -> Sequence[str]:
+        """Create what is missing, or only name it."""
+        return await self._provisions.provision(places, create=create)
+
+
+def through(adapter: Adapter) -> Through:
+    """Return the adapter behind glass; it provisions if the adapter does, for the bus looks at that."""
+    return _ThroughProvisions(adapter, adapter) if isinstance(adapter, Provisions) else Through(adapter)
