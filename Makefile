@@ -54,8 +54,8 @@ demo: $(DEMO_VENV)/.ready ## Run the main job with processes that are killed on 
 	@$(DEMO_VENV)/bin/brokerkit demo $(DEMO_ARGS)
 
 .PHONY: conformance
-conformance: $(READY) ## Run the suite that every adapter has to keep (CONFORMANCE_ARGS=...).
-	@$(BIN)/brokerkit conformance $(CONFORMANCE_ARGS)
+conformance: $(READY) ## Run the suites that every adapter has to keep (ARGS=...).
+	@$(BIN)/python -m pytest tests/conformance $(ARGS)
 
 .PHONY: bench
 bench: $(READY) ## Measure rates and latencies (BENCH_ARGS=...).
