@@ -4,10 +4,10 @@ The meaning of a message: a CloudEvents 1.0 event.
 Its identity is (source, id). It survives retries, dead letters and redrives; a broker's own message id does not.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 __all__ = ["Event", "made"]
 
@@ -58,6 +58,7 @@ class Event(Generic[T]):
         return replace(self, data=data)  # type: ignore[arg-type,return-value]
 
 
+_new: Callable[[type[Any]], Event[bytes]] = object.__new__
 _set_id = Event.__dict__["id"].__set__
 _set_source = Event.__dict__["source"].__set__
 _set_type = Event.__dict__["type"].__set__
@@ -87,7 +88,7 @@ def made(
 
     The constructor of a frozen dataclass sets each field by way of `object.__setattr__`, at more than twice the cost.
     """
-    event: Event[bytes] = object.__new__(Event)
+    event = _new(Event)
     _set_id(event, id)
     _set_source(event, source)
     _set_type(event, type)

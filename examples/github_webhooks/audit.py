@@ -44,7 +44,11 @@ bus = Bus(BROKER, name="audit", lifespan=lifespan, hooks=[witness.hook], pattern
 @bus.subscriber(
     CHANNEL,
     group="audit",
-    patterns=[retry(attempts=5, wait=wait_random_exponential(multiplier=0.1, max=2)), timeout(60), protection],
+    patterns=[
+        retry(attempts=5, wait=wait_random_exponential(multiplier=0.1, max=2)),
+        timeout(60),
+        protection,
+    ],
 )
 async def record(delivery: Delivery, connection: AsyncConnection) -> None:
     """Append one event to the ledger."""

@@ -15,8 +15,8 @@ from brokerkit.event import Event
 from brokerkit.message import Header, Message
 from tests.core.deliveries import case, examples
 
-_split = module._split  # pyright: ignore[reportPrivateUsage]
-_walk = module._walk  # pyright: ignore[reportPrivateUsage]
+_split = module._split
+_walk = module._walk
 
 WEIRD = (
     "",

@@ -41,8 +41,8 @@ class Deed:
     """
     What the handler of an actor does with one message.
 
-    do: nothing; `fail` (while the attempt is at most `times`); `work` (for so many seconds); `die` (with its process);
-    `block` (the event loop, until the file `go` exists).
+    do: nothing; `work` (for so many seconds); `die` (with its process); `block` (the event loop, until the file `go`
+    exists). times: then fail, while the attempt is at most this.
     """
 
     n: int
@@ -89,9 +89,6 @@ class Actor:
     async def act(self, deed: Deed, delivery: Delivery) -> None:
         """Do what the message says, and say so before and after."""
         self._say(note_of("begin", self._who, delivery))
-        if deed.do == "fail" and delivery.attempt <= deed.times:
-            message = f"number {deed.n} fails, attempt {delivery.attempt}"
-            raise RuntimeError(message)
         if deed.do == "work":
             await asyncio.sleep(deed.seconds)
         elif deed.do == "die":
@@ -100,6 +97,9 @@ class Actor:
         elif deed.do == "block":
             while not os.path.exists(deed.go):  # noqa: ASYNC240, PTH110 - to block the loop is what it is for
                 time.sleep(0.005)  # noqa: ASYNC251
+        if delivery.attempt <= deed.times:
+            message = f"number {deed.n} fails, attempt {delivery.attempt}"
+            raise RuntimeError(message)
         self._say(note_of("end", self._who, delivery))
 
 

@@ -22,7 +22,7 @@ from brokerkit.testing.conformance.bus_bench import BusBench
 from brokerkit.testing.conformance.gate import needs
 from brokerkit.testing.conformance.log import note_of
 
-__all__ = ["Attempts", "in_both_orders"]
+__all__ = ["Attempts", "in_both_orders", "off_without_order"]
 
 in_both_orders = pytest.mark.parametrize("order", ["none", "key"])
 
@@ -43,7 +43,7 @@ class Attempts:
         off_without_order(bench, order)
         channel = bench.name()
         async with bench.acting("one", Plan(channel=channel, order=order)):
-            failing = [Deed(n=n, do="fail", times=n).outgoing(f"k{n}") for n in range(5)]
+            failing = [Deed(n=n, times=n).outgoing(f"k{n}") for n in range(5)]
             sent = await bench.publish(channel, failing)
             await bench.log.all_of(set(sent), "ack")
         for n, name in enumerate(sent):
@@ -60,14 +60,15 @@ class Attempts:
         channel = bench.name()
         plan = Plan(channel=channel, order=order, attempts=4, wait=1.0)
         killed = await bench.consumer(plan)
-        await bench.publish(channel, [Deed(n=0, do="fail", times=9).outgoing("k")])
+        await bench.publish(channel, [Deed(n=0, times=9).outgoing("k")])
         await bench.log.count(2, "retry", "held")
         await asyncio.sleep(0.3)  # between two tries, and the mark of the second is written
         await killed.way.kill()
-        assert len(bench.log.of("begin")) == 2
         async with bench.acting("heir", plan):
             await bench.log.all_of({"0"}, "dead")
-        assert [note.attempt for note in bench.log.of("begin")] == [1, 2, 3, 4]
+        before = [note.attempt for note in bench.log.of("begin", who=killed.who)]
+        assert before in ([1, 2], [1, 2, 3])  # a slow machine kills in the third try: that one has not failed
+        assert [note.attempt for note in bench.log.of("begin", who="heir")] == [3, 4]
         assert [(letter.attempts, letter.reason) for letter in await bench.letters(channel)] == [
             (4, "exhausted")
         ]
@@ -82,7 +83,7 @@ class Attempts:
         for restart in range(1, 4):
             async with bench.acting(f"actor-{restart}", plan):
                 if restart == 1:
-                    await bench.publish(channel, [Deed(n=0, do="fail", times=9).outgoing("k")])
+                    await bench.publish(channel, [Deed(n=0, times=9).outgoing("k")])
                 await bench.log.count(restart, "retry", "held")
         async with bench.acting("last", plan):
             await bench.log.all_of({"0"}, "dead")
@@ -177,7 +178,7 @@ class Attempts:
             await bench.log.all_of(set(sent), "ack", "dead", who="fails")
             await bench.log.all_of(set(sent), "ack", who="other")
         assert len(bench.log.of("tried")) == 10 * (1 + 2 + 3 + 4 + 4)
-        assert sorted(bench.log.ids("end", who="other")) == sorted(sent)
+        bench.once(bench.log.ids("end", who="other"), sent)
         assert len(await bench.letters(channel, "fails")) == 10
         assert await bench.letters(channel, "other") == []
 

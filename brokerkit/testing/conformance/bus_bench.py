@@ -4,6 +4,7 @@ One test's way to a broker through the bus: buses, consumers here and over there
 
 import asyncio
 import multiprocessing
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
@@ -163,6 +164,14 @@ class BusBench(Bench):
             return await self.left(channel, group) == 0
 
         await eventually(ended, self.patience, f"nothing left of {channel} for {group}")
+
+    def once(self, seen: Iterable[str], sent: Iterable[str]) -> None:
+        """See that each was seen, and once, unless the broker may forget an ack."""
+        times, expected = Counter(seen), Counter(sent)
+        if self.spared("acked-may-return"):
+            assert times.keys() == expected.keys()
+        else:
+            assert times == expected
 
     async def close(self) -> None:
         """Close what is open, also what a test has stopped or killed."""

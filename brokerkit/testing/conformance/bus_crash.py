@@ -8,8 +8,15 @@ Processes that die, freeze and stay away: nothing is lost, and no innocent becom
 import asyncio
 from pathlib import Path
 
+import pytest
+from tenacity import wait_none
+
+from brokerkit.adapter import Order
 from brokerkit.delivery import Delivery
+from brokerkit.patterns import retry
+from brokerkit.settlement import Retry
 from brokerkit.testing.conformance.actor import Deed, Plan
+from brokerkit.testing.conformance.bus_attempts import in_both_orders, off_without_order
 from brokerkit.testing.conformance.bus_bench import BusBench, Consumer
 from brokerkit.testing.conformance.gate import needs, spared_by
 from brokerkit.testing.conformance.log import note_of
@@ -25,14 +32,16 @@ class Crashes:
 
     @needs("lease", "counts_arrivals", "marks")
     @spared_by("returns-count-as-arrivals")
+    @in_both_orders
     async def test_a_handler_that_kills_its_process_is_dead_lettered_and_its_innocent_neighbours_are_handled(
-        self, bench: BusBench
+        self, bench: BusBench, order: Order
     ) -> None:
+        off_without_order(bench, order)
         channel = bench.name()
-        plan = Plan(channel=channel, prefetch=100)
-        await bench.found(channel)
+        plan = Plan(channel=channel, prefetch=100, order=order)
+        await bench.found(channel, order=order)
         work = [Deed(n=n, do="die" if str(n) == KILLER else "work", seconds=0.002) for n in range(101)]
-        sent = set(await bench.publish(channel, [deed.outgoing() for deed in work]))
+        sent = set(await bench.publish(channel, [deed.outgoing(f"k{deed.n % 20}") for deed in work]))
         crashes = 0
         while not bench.log.of("dead"):
             assert crashes <= MOST_CRASHES
@@ -53,37 +62,71 @@ class Crashes:
             times=2,
         )
 
+    @needs("lease", "counts_arrivals", "marks")
+    @spared_by("returns-count-as-arrivals")
+    @in_both_orders
+    async def test_an_innocent_that_was_there_at_two_deaths_may_be_returned_and_fail_like_any_other(
+        self, bench: BusBench, order: Order
+    ) -> None:
+        off_without_order(bench, order)
+        channel = bench.name()
+        await bench.found(channel, order=order)
+        await bench.publish(channel, [Deed(n=0, do="work", seconds=3600).outgoing("k")])
+        for death in (1, 2):
+            consumer = await bench.consumer(Plan(channel=channel, order=order))
+            await bench.log.count(death, "begin")
+            await consumer.way.kill()
+        bus = await bench.bus()
+        suspected: list[int] = []
+
+        @bus.subscriber(channel, group="g", order=order, patterns=[retry(2, wait=wait_none(), in_place=0)])
+        async def handle(delivery: Delivery) -> Retry | None:
+            suspected.append(delivery.attempt * delivery.suspect)
+            if len(suspected) <= MOST_CRASHES:
+                return Retry(reason="not now", counts=False)
+            if delivery.attempt == 1:
+                message = "this counts"
+                raise ConnectionError(message)
+            return None
+
+        async with bench.consuming(bus):
+            await bench.log.all_of({"0"}, "ack", times=2)
+        assert suspected[: MOST_CRASHES + 1] == [1] * (MOST_CRASHES + 1)
+        assert len(suspected) == MOST_CRASHES + 2
+        assert await bench.letters(channel) == []
+
     @needs("lease")
-    async def test_a_settlement_that_comes_after_the_lease_is_stale_and_loses_nothing(
-        self, bench: BusBench, tmp_path: Path
+    @pytest.mark.parametrize(("settlement", "times"), [("ack", 0), ("retry", 1), ("dead", 2)])
+    async def test_a_settlement_that_comes_after_the_lease_is_stale_and_loses_and_doubles_nothing(
+        self, bench: BusBench, tmp_path: Path, settlement: str, times: int
     ) -> None:
         channel = bench.name()
         go = tmp_path / "go"
-        plan = Plan(channel=channel, concurrency=1, prefetch=4)
-        sleeper = await bench.consumer(plan)
-        work = [Deed(n=n, do="block" if n == 0 else "", go=str(go)) for n in range(10)]
-        sent = await bench.publish(channel, [deed.outgoing() for deed in work[:1]])
+        attempts = 1 if settlement == "dead" else 5
+        sleeper = await bench.consumer(Plan(channel=channel, concurrency=1, prefetch=4, attempts=attempts))
+        await bench.publish(channel, [Deed(n=0, do="block", times=times, go=str(go)).outgoing()])
         await bench.log.all_of({"0"}, "begin")
         if bench.capabilities.processes:  # elsewhere a blocked loop is as still as it can be
             await bench.freeze(sleeper)
         bus = await bench.bus("heir")
 
         @bus.subscriber(channel, group="g")
-        async def handle(deed: Deed) -> None: ...
+        async def handle(delivery: Delivery) -> None:
+            bench.log.add(note_of("inherited", "heir", delivery))
 
         async with bench.consuming(bus):
-            sent += await bench.publish(channel, [deed.outgoing() for deed in work[1:]])
-            await bench.log.all_of(set(sent), "ack", who="heir", times=2)
+            sent = await bench.publish(channel, [Deed(n=n).outgoing() for n in range(1, 10)])
+            await bench.log.all_of({"0", *sent}, "ack", who="heir", times=2)
             sleeper.way.resume()
             go.touch()
             await bench.log.all_of({"0"}, "stale", who=sleeper.who)
             more = await bench.publish(channel, [Deed(n=n).outgoing() for n in range(20, 30)])
             await bench.log.all_of(set(more), "ack")
-        assert bench.log.ids("ack", who=sleeper.who).count("0") == 0
+            await bench.nothing_left(channel)
+        assert [(note.id, note.attempt) for note in bench.log.of("inherited", event="0")] == [("0", 1)]
+        assert "0" not in bench.log.ids("ack", "retry", "dead", who=sleeper.who)
         assert await bench.letters(channel) == []
-        assert bench.log.of("retry") == []
         await sleeper.stop()
-        await bench.nothing_left(channel)
 
     @needs("lease")
     async def test_a_full_consumer_keeps_its_place_beyond_the_lease(self, bench: BusBench) -> None:

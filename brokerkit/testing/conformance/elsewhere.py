@@ -239,6 +239,7 @@ class _Thread:
         self._thread.start()
         self._stopped = threading.Event()
         self._go_on = threading.Event()
+        self._over = False
 
     async def call(self, name: str, arguments: tuple[Any, ...]) -> Any:
         """Call a method over there."""
@@ -262,7 +263,8 @@ class _Thread:
         await self.stop()
 
     async def close(self) -> None:
-        """Close the adapter and end the loop, resumed if need be."""
+        """Close the adapter and end the loop, resumed if need be; nobody dies over there any more."""
+        self._over = True
         self.resume()
         with suppress(TimeoutError):
             await self.call("close", ())
@@ -274,8 +276,9 @@ class _Thread:
             self._loop.close()
 
     def _die(self) -> None:
-        self._go_on.clear()
-        self._halt()
+        if not self._over:
+            self._go_on.clear()
+            self._halt()
 
     def _halt(self) -> None:
         self._stopped.set()

@@ -100,7 +100,7 @@ class Log:
         while not check():
             self._waiting = loop.create_future()
             await asyncio.wait([self._waiting], timeout=max(end - loop.time(), 0))
-            in_time = self._waiting.done()
+            in_time = self._waiting.done() and loop.time() < end
             assert in_time, f"not within {self._patience * times:g} s: {what}; {self._summary()}"
 
     async def count(self, number: int, *whats: str) -> None:

@@ -59,7 +59,7 @@ class AdapterConformance(Sending, Groups, Settlement, Marking, Ordering, Delay, 
         assert {field.name for field in fields(Capabilities)} - tested == _ELSEWHERE
 
 
-def switched_off(suite: type[AdapterConformance], adapter: Adapter, harness: Harness) -> Mapping[str, str]:
+def switched_off(suite: type, adapter: Adapter, harness: Harness) -> Mapping[str, str]:
     """Return the tests that would not run, with the reason for each."""
     reasons = {
         name: why_off(test, adapter.capabilities, (adapter, harness), harness.limits)
