@@ -129,8 +129,10 @@ class Isolation:
             return "stands"
         backoff = _FIRST_BACKOFF
         for left in reversed(range(tries)):
-            error = await self._write(delivery.subscription, delivery, mark_of(delivery, alone=alone))
+            mark = mark_of(delivery, alone=alone)
+            error = await self._write(delivery.subscription, delivery, mark)
             if error is None:
+                delivery.mark = mark
                 return "stands"
             if not error.retryable:
                 return "stale"

@@ -3,7 +3,9 @@ The settler: the one place that ends deliveries and makes copies.
 
 Settlements go to the broker in batches, as many as have come together while the last batch was on its way. A copy (a
 counted retry, a dead letter) is sent, its confirmation awaited, and only then is the original acked: a crash
-between leaves two copies with one event id, never none.
+between leaves two copies with one event id, never none. Before it is sent the broker is asked, where it can be, whether the
+original is still ours: a handler that fails after its lease has run out must not put what another has handled into the
+dead letters.
 
 Nothing here gives up. A copy that cannot be sent keeps its original unsettled and is tried again; a settlement that is
 `Unavailable` is tried until the broker says `Stale`. Neither ever runs a handler again.
@@ -143,6 +145,7 @@ class Settler:
 
     def mark(self, delivery: Delivery, mark: bytes | None) -> None:
         """Leave a mark beside a held delivery, soon; one that cannot be written costs only the memory of tries."""
+        delivery.mark = mark
         self._marks.append((delivery, mark))
         self._wake.set()
 
@@ -293,12 +296,9 @@ class Settler:
             self._tell_moved()
 
     async def _send_copies(self, to: Address, copies: Sequence[_Copy]) -> None:
-        """Send what can be built and is still ours; a copy of a lost delivery is its next owner's to make."""
+        """Send what is still ours and can be built; a copy of a lost delivery is its next owner's to make."""
         ready: list[tuple[_Copy, Message]] = []
-        for copy in copies:
-            if copy.delivery.stopped == "lost":
-                self._drop(copy)
-                continue
+        for copy in await self._ours(copies):
             try:
                 ready.append((copy, copy.message()))
             except Exception as error:  # noqa: BLE001 - one odd copy must not stop its neighbours
@@ -312,6 +312,40 @@ class Settler:
                 self._copied(copy)
             else:
                 self._not_copied(copy, outcome)
+
+    async def _ours(self, copies: Sequence[_Copy]) -> list[_Copy]:
+        """
+        Return the copies whose originals are still ours; the others are dropped, or tried again later.
+
+        The question is put where marks are kept, by writing the mark that is there anyway: that is refused to a stale owner.
+        """
+        ours: list[_Copy] = []
+        for subscription, part in _by_subscription([(copy.delivery, copy) for copy in copies]):
+            for copy, error in zip(
+                [copy for _, copy in part], await self._fence(subscription, part), strict=True
+            ):
+                if copy.delivery.stopped == "lost" or (error is not None and not error.retryable):
+                    self._drop(copy)
+                elif error is not None:
+                    self._not_copied(copy, ConnectionLost(str(error)))
+                else:
+                    ours.append(copy)
+        return ours
+
+    async def _fence(
+        self, subscription: Subscription, part: Sequence[tuple[Delivery, _Copy]]
+    ) -> Sequence[SettleError | None]:
+        if not isinstance(subscription, Marks):
+            return [None] * len(part)
+        try:
+            outcomes = await subscription.mark([(delivery, delivery.mark) for delivery, _ in part])
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and asked_to_stop():
+                raise
+            return [Unavailable(repr(error))] * len(part)
+        if len(outcomes) != len(part):
+            return [Unavailable("the adapter returned a wrong number of outcomes")] * len(part)
+        return outcomes
 
     async def _sent(self, to: Address, ready: Sequence[tuple[_Copy, Message]]) -> Sequence[SendError | None]:
         longest = self._adapter.capabilities.max_delay

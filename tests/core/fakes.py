@@ -213,6 +213,8 @@ class MarkingSubscription(FakeSubscription):
             return error
         if delivery not in self.out:
             return Stale("not ours")
+        if self.out[delivery].mark == mark:  # the settler asks by it whether the delivery is still ours
+            return None
         self.out[delivery].mark = mark
         alone = None if mark is None else json.loads(mark)["alone"]
         self.adapter.trace.append(("mark", name_of(delivery), alone))

@@ -777,3 +777,45 @@ async def test_wall_time_is_the_systems_own_unless_given() -> None:
     assert settler._clock.time() > 1_600_000_000
     assert settler._hooks == ()
     assert logging.getLogger("brokerkit").name == "brokerkit"
+
+
+class TestFence:
+    @virtual
+    @pytest.mark.parametrize("settlement", [Retry(after=1), DeadLetter("no")])
+    async def test_a_failure_after_the_lease_makes_no_copy_of_what_is_somebody_elses(
+        self, settlement: Retry | DeadLetter
+    ) -> None:
+        async with Bench() as bench:
+            delivery = bench.take("a")
+            bench.adapter.on_mark = lambda *_: Stale("another has it")
+            bench.settler.copy(delivery, settlement)
+            await bench.settler.flush()
+            assert not bench.adapter.sent
+            assert not bench.adapter.dead
+            assert not bench.adapter.settled
+            assert bench.released == ["a"]
+            assert sum(bench.ends) == 1
+
+    @virtual
+    async def test_a_copy_waits_while_it_cannot_be_asked_whose_the_original_is(self) -> None:
+        async with Bench() as bench:
+            answers: list[SettleError | None] = [Unavailable("down"), Unavailable("down"), None]
+            bench.adapter.on_mark = lambda *_: answers.pop(0)
+            bench.settler.copy(bench.take("a"), DeadLetter("no"))
+            await bench.settler.flush()
+            assert len(bench.adapter.dead) == 1
+            assert not answers
+
+    @virtual
+    async def test_asking_changes_no_mark_that_stands(self) -> None:
+        async with Bench() as bench:
+            delivery = bench.take("a")
+            bench.settler.mark(delivery, b'{"v":1,"alone":2}')
+            await bench.settler.flush()
+            bench.adapter.sending.clear()
+            bench.settler.copy(delivery, DeadLetter("no"))
+            await asyncio.sleep(1)
+            assert delivery.mark == b'{"v":1,"alone":2}'
+            assert [kind for kind, *_ in bench.adapter.trace] == ["mark"]
+            bench.adapter.sending.set()
+            await bench.settler.flush()
