@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from brokerkit.adapters.sqlite.failure import at_commit, meaning
-from brokerkit.adapters.sqlite.fork import keep_open, watch
+from brokerkit.adapters.sqlite.fork import inherit, inherited, keep_open, watch
 from brokerkit.adapters.sqlite.lock import FileLock
 from brokerkit.adapters.sqlite.schema import open_database
 from brokerkit.adapters.sqlite.transaction import Transaction
 from brokerkit.clock import Clock
-from brokerkit.errors import Closed, ConnectionLost
+from brokerkit.errors import Closed, ConfigurationError, ConnectionLost
 
 __all__ = ["Database", "Job", "Work"]
 
@@ -75,6 +75,12 @@ class Database:
 
     def open(self) -> None:
         """Open the file, creating what is missing. Raises an error of brokerkit's family."""
+        if inherited(self._find()):
+            message = (
+                f"the file {self.path} was open in the parent when this process was forked, and SQLite forbids to use it "
+                "here; connect in the parent only after the fork, or start the child by spawn or forkserver"
+            )
+            raise ConfigurationError(message)
         watch(self)
         try:
             self._lock = FileLock(self.path.with_name(self.path.name + ".lock"), create=True)
@@ -102,6 +108,7 @@ class Database:
         if self._lock is not None:
             self._lock.close()
         if self._connection is not None:
+            inherit(self._identity)
             keep_open(self._connection)
 
     def transact(self, gather: Callable[[], Sequence[Job[Any]]]) -> list[Transaction]:

@@ -10,7 +10,7 @@ import sqlite3
 import weakref
 from typing import Protocol
 
-__all__ = ["keep_open", "watch"]
+__all__ = ["inherit", "inherited", "keep_open", "watch"]
 
 
 class Forked(Protocol):
@@ -36,6 +36,26 @@ def keep_open(connection: sqlite3.Connection) -> None:
     Closing it in a child could write a checkpoint under the parent's feet: SQLite forbids any use after a fork.
     """
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+
+
+_inherited: set[tuple[int, int]] = set()
+
+
+def inherit(identity: tuple[int, int] | None) -> None:
+    """Remember, in a child, a file (device, inode) that was open when it was forked."""
+    if identity is not None:
+        _inherited.add(identity)
+
+
+def inherited(identity: tuple[int, int] | None) -> bool:
+    """
+    Say whether a file was open in a parent when this process was forked.
+
+    SQLite keeps what it knows of locks on a file once for the whole process. A child inherits it and believes to hold
+    locks that only the parent holds; when the parent closes, it deletes the log that the child goes on writing into, and
+    all that was confirmed since is gone (tried). So such a file is never opened again in that child.
+    """
+    return identity in _inherited
 
 
 def _in_child() -> None:

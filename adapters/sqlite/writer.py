@@ -154,7 +154,10 @@ class Writer:
 
     def _check(self) -> None:
         if self._forked:
-            message = "this adapter was connected in the parent process; connect a new one after the fork"
+            message = (
+                "this adapter was connected in the parent process; connect in the parent only after the fork, or start the "
+                "child by spawn or forkserver"
+            )
         elif asyncio.get_running_loop() is not self._loop:
             message = "this adapter belongs to another event loop; connect one in each"
         elif self._ended:

@@ -13,8 +13,10 @@ import pytest
 
 from brokerkit.adapter import Browses, Marks, Measures, Order, Provisions
 from brokerkit.adapters.sqlite import SqliteAdapter
+from brokerkit.adapters.sqlite.database import Database
 from brokerkit.adapters.sqlite.members import expire
 from brokerkit.adapters.sqlite.subscription import SqliteSubscription
+from brokerkit.clock import SYSTEM
 from brokerkit.delivery import Delivery
 from brokerkit.errors import Closed, ConfigurationError, NotFound, Stale, Unroutable, Unsupported
 from brokerkit.message import Address, Message
@@ -386,3 +388,17 @@ async def test_a_forked_child_refuses_and_the_parent_goes_on(connect: Connect) -
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     await send(adapter, "1")
     assert texts(await take(subscription, 1)) == ["1"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+async def test_a_forked_child_is_refused_the_file_that_its_parent_had_open(connect: Connect) -> None:
+    adapter = await connect()
+    child = os.fork()
+    if child == 0:
+        try:
+            Database(adapter._options.path, timeout=1, clock=SYSTEM).open()
+        except ConfigurationError:
+            os._exit(7)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    await send(adapter, "1")
