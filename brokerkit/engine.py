@@ -241,6 +241,15 @@ class Engine:
             self.counts.abandoned += 1
             _log.error("the handler of %r did not stop when cancelled; its message stays unsettled", delivery)
             tell(self._hooks, Settled(delivery, None, "abandoned"))
+        if self._running:
+            await self._pardon()
+
+    async def _pardon(self) -> None:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await self._isolation.pardon()
+        except TimeoutError:
+            _log.error("%s: the crash mark of an abandoned message could not be taken back", self._name)
 
     async def _until_ended(
         self, ids: Callable[[], Iterable[int]], deadline: float, *, hurry: bool = True

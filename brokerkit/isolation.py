@@ -50,6 +50,7 @@ class Isolation:
         self._task: asyncio.Task[None] | None = None
         self._handling: asyncio.Task[None] | None = None
         self._dismissed = False
+        self._current: Delivery | None = None
 
     def add(self, delivery: Delivery) -> None:
         """Take a suspect; it runs when its turn has come."""
@@ -60,6 +61,12 @@ class Isolation:
     def clear(self) -> None:
         """Forget the suspects that have not started."""
         self.suspects.clear()
+
+    async def pardon(self) -> None:
+        """Take back the mark of a suspect that is abandoned: its handler did not end, but the process lives."""
+        delivery = self._current
+        if delivery is not None:
+            await self._mark(delivery, delivery.alone, tries=_TRIES)
 
     def dismiss(self, stuck: set[int]) -> None:
         """Stop; a handling whose task is among the stuck is left alone, for nobody can wait for it."""
@@ -113,11 +120,12 @@ class Isolation:
             self._open_gate()  # the danger is over, and a broker that does not answer must not stop the group
             return await _unbroken(self._mark(delivery, delivery.alone, tries=_TRIES))
 
+        self._current = delivery
         self._handling = asyncio.create_task(self._engine.handle_alone(delivery, before, after))
         await asyncio.wait([self._handling])
         if not self._handling.cancelled() and (error := self._handling.exception()) is not None:
             _log.critical("a suspect could not be handled: %r", error, exc_info=error)
-        self._handling = None
+        self._handling = self._current = None
 
     async def _mark(self, delivery: Delivery, alone: int, *, tries: int) -> Standing:
         """

@@ -205,7 +205,8 @@ class Writer:
             self._flush()
 
     def _work(self) -> None:
-        while True:
+        # A loop that was closed without the adapter can settle nothing any more: leave, so that others take over.
+        while not self._loop.is_closed():
             call = self._take()
             if call is not None:
                 if call.kind == "stop":

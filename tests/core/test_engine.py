@@ -1705,6 +1705,8 @@ class TestSuspects:
             await rig.stopped(1, within=10)
             assert rig.engine.counts.abandoned == 1
             assert len(rig.adapter.left) == 1
+            # the process lives, so the crash mark must not: three deploys would make an innocent a crash_loop
+            assert [alone for kind, _, alone in rig.adapter.trace if kind == "mark"] == [1, 0]
 
     @virtual
     async def test_hurrying_while_one_waits_for_its_turn_hangs_nothing(self) -> None:

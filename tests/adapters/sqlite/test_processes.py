@@ -4,7 +4,7 @@
 import asyncio
 import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -167,3 +167,32 @@ async def test_killed_workers_lose_nothing_and_keep_the_order_of_each_key(
 async def subscribe_and_leave(adapter: SqliteAdapter, order: Order) -> None:
     subscription = await subscribe(adapter, order)
     await subscription.close()
+
+
+def test_a_loop_that_ends_without_closing_its_adapter_gives_everything_back(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'broker.db'}?lease=5"
+    at = Address("orders", "billing", "inlet")
+
+    async def lost(deliveries: Sequence[Delivery], seconds: float) -> None:
+        return
+
+    async def dies() -> None:
+        adapter = SqliteAdapter(url)
+        await adapter.connect()
+        await adapter.send(Address("orders"), [Message(body=b"1")])
+        subscription = await adapter.subscribe(at, order="none", start="earliest", prefetch=1, on_lost=lost)
+        assert len(await subscription.receive(1)) == 1
+        message = "the program ends by an error"
+        raise RuntimeError(message)
+
+    async def heir() -> None:
+        adapter = SqliteAdapter(url)
+        await adapter.connect()
+        subscription = await adapter.subscribe(at, order="none", start="earliest", prefetch=1, on_lost=lost)
+        async with asyncio.timeout(20):
+            assert len(await subscription.receive(1)) == 1
+        await adapter.close()
+
+    with pytest.raises(RuntimeError, match="ends by an error"):
+        asyncio.run(dies())
+    asyncio.run(heir())
