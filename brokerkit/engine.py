@@ -40,6 +40,7 @@ _TURN = 0.002
 _PATIENCE = 1.0
 _BARRED = 30.0
 _MISHAP = 1.0
+_FLUSH = 5.0
 _COOLING = 0.5
 _LONGEST_BACKOFF = 30.0
 
@@ -362,26 +363,43 @@ class Engine:
         """
         After a lost connection: let the old subscription go, back off, and come back.
 
-        The lanes stay: a redelivered message waits for the handler of its key that still runs.
+        The lanes stay: a redelivered message waits for the handler of its key that still runs here.
         """
         self._subscribed = False
         text = f"{self._name}: {type(error).__name__}: {error}; subscribing again"
         expected = isinstance(error, BrokerkitError)
         _log.warning("%s", text, exc_info=None if expected else error)
         tell(self._hooks, Alarm(error.code if isinstance(error, BrokerkitError) else "intake_failed", text))
-        subscription, self._subscription = self._subscription, None
-        if subscription is not None:
-            self._lose_all(subscription)
-            try:
-                await subscription.close()
-            except Exception as closing:  # noqa: BLE001 - it is lost already
-                _log.debug("closing a lost subscription: %r", closing)
+        if self._subscription is not None:
+            await self._let_go(self._subscription)
+            self._subscription = None
         ceiling = min(_LONGEST_BACKOFF, 0.1 * 2 ** min(failures, 10))
         await asyncio.sleep(random.uniform(ceiling / 4, ceiling))  # noqa: S311 - jitter
 
-    def _lose_all(self, subscription: Subscription) -> None:
-        """Forget what has not started; what runs goes on, and its settlement will be `Stale`."""
+    async def _let_go(self, subscription: Subscription) -> None:
+        """
+        Close a subscription whose connection broke, when nothing of it runs any more.
+
+        It may well be alive at the broker (a call that failed says nothing of the lease), and closing it gives back what it
+        holds: another member would start a message that is running here. What was really lost, `on_lost` has cancelled.
+        """
         self._lose([delivery for delivery in self._unstarted() if delivery.subscription is subscription])
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.settings.grace
+        running = [each for each in self._running.values() if each[0].subscription is subscription]
+        ids = [id(delivery) for delivery, _ in running]
+        await self._until_ended(lambda: ids, deadline)
+        await self.settler.flush(timeout=min(deadline - loop.time(), _FLUSH))
+        for delivery, task in running:
+            if id(delivery) in self._running:
+                delivery.stopped = "lost"
+                task.cancel()
+        await self._until_ended(lambda: ids, loop.time() + _PATIENCE, hurry=False)
+        self._lose([delivery for delivery in self._unstarted() if delivery.subscription is subscription])
+        try:
+            await subscription.close()
+        except Exception as closing:  # noqa: BLE001 - it is lost already
+            _log.debug("closing a lost subscription: %r", closing)
 
     def _unstarted(self) -> list[Delivery]:
         held = [delivery for delivery, _ in self._held.values()]

@@ -187,6 +187,10 @@ class SqliteSubscription:
         if not self._closed:
             await self.enrol()
             self._nudged = True
+        if self._closed and self._local is not None:
+            # It joined while it was leaving, and nobody waited: the keeper takes it out as soon as the file is free.
+            local, self._local = self._local, None
+            local.leaving = True
 
     async def _leave(self) -> None:
         if self._timer is not None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from brokerkit.adapter import Order
 from brokerkit.context import current
 from brokerkit.delivery import Delivery
 from brokerkit.engine import Engine
@@ -994,14 +995,46 @@ class TestReconnect:
             assert made <= 10
 
     @virtual
-    async def test_settlements_go_to_the_subscription_their_delivery_came_from(self) -> None:
+    async def test_a_failed_call_gives_nothing_back_that_still_runs_here(self) -> None:
         async with Rig(sleeper(20)) as rig:
             rig.adapter.put(*numbered(1))
             await until(lambda: len(rig.running) == 1)
-            rig.adapter.subscription.fail(ConnectionLost("down"))
+            rig.adapter.subscription.fail(ConnectionLost("the file is locked"))
+            await asyncio.sleep(10)
+            assert len(rig.adapter.subscriptions) == 1
             await until(lambda: len(rig.adapter.subscriptions) == 2)
+            assert [entry[0] for entry in rig.adapter.trace] == ["ack"]
             await rig.quiet()
-            assert [entry[0] for entry in rig.adapter.trace] == ["stale", "ack"]
+            assert len(rig.begun) == 1
+
+    @virtual
+    async def test_what_outlasts_the_grace_of_a_lost_connection_is_cancelled_and_not_settled_by_its_old_owner(
+        self,
+    ) -> None:
+        async with Rig(sleeper(100)) as rig:
+            rig.adapter.put(*numbered(1))
+            await until(lambda: len(rig.running) == 1)
+            rig.adapter.subscription.fail(ConnectionLost("down"))
+            await until(lambda: len(rig.adapter.subscriptions) == 2, within=40)
+            assert not rig.adapter.trace
+            await until(lambda: len(rig.begun) == 2)
+
+    @virtual
+    @pytest.mark.parametrize("order", ["none", "key"])
+    async def test_a_retry_of_a_subscription_that_is_let_go_is_not_run_again_by_its_old_owner(
+        self, order: Order
+    ) -> None:
+        async def handler(delivery: Delivery) -> Settlement:
+            await asyncio.sleep(5)
+            return ACK if delivery.attempt > 1 else Retry(after=1)
+
+        async with Rig(handler, order=order) as rig:
+            rig.adapter.put(*numbered(1, "a"))
+            await until(lambda: len(rig.running) == 1)
+            rig.adapter.subscription.fail(ConnectionLost("down"))
+            await until(lambda: len(rig.adapter.settled) == (2 if order == "none" else 1), within=40)
+            await rig.quiet()
+            assert len(rig.begun) == 2
 
     @virtual
     async def test_a_message_that_cannot_even_be_read_costs_no_other_and_no_budget(self) -> None:
