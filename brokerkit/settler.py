@@ -64,6 +64,20 @@ class _Copy:
         return dead_copy(self.delivery, room=_ROOMS[self.room])
 
 
+@dataclass(slots=True, eq=False)
+class _Shelf:
+    """
+    The settlements of one subscription that wait, in order, until it can be reached again.
+
+    With order by key an ack must not overtake the one before it: a crash in between would hand out the older message of
+    the key alone, after the newer one is done.
+    """
+
+    settles: list[tuple[Delivery, Ack | Retry]]
+    tries: int = 0
+    timer: asyncio.TimerHandle | None = None
+
+
 class Settler:
     """
     Ends the deliveries of one group in one process.
@@ -97,6 +111,7 @@ class Settler:
         self._flying: list[Delivery] = []
         self._flying_copies: list[_Copy] = []
         self._later: dict[int, tuple[Delivery, asyncio.TimerHandle]] = {}
+        self._shelves: dict[int, _Shelf] = {}
         self._ends: dict[int, tuple[Settlement, str]] = {}
         self._tries: dict[int, int] = {}
         self._wake = asyncio.Event()
@@ -175,6 +190,7 @@ class Settler:
             *(copy.delivery for copy in self._copies),
             *(copy.delivery for copy in self._flying_copies),
             *(delivery for delivery, _ in self._later.values()),
+            *(delivery for shelf in self._shelves.values() for delivery, _ in shelf.settles),
         ]
 
     def _tell_moved(self) -> None:
@@ -187,6 +203,9 @@ class Settler:
         """Stop working. What has not ended is left unsettled, for the broker to hand out again."""
         for _, timer in self._later.values():
             timer.cancel()
+        for shelf in self._shelves.values():
+            if shelf.timer is not None:
+                shelf.timer.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -220,15 +239,40 @@ class Settler:
     async def _settle_batch(
         self, subscription: Subscription, batch: Sequence[tuple[Delivery, Ack | Retry]]
     ) -> None:
+        shelf = self._shelves.get(id(subscription))
+        if shelf is not None and shelf.timer is not None:
+            shelf.settles.extend(batch)
+            return
         outcomes = await self._outcomes(subscription, batch)
-        if not any(outcomes) and not (self._ends or self._tries or self._hooks):
+        if not any(outcomes) and not (self._ends or self._tries or self._hooks or self._shelves):
             self._on_end(len(batch))
             return
+        failed: list[tuple[Delivery, Ack | Retry]] = []
         for (delivery, settlement), error in zip(batch, outcomes, strict=True):
             if error is None:
                 self._ended(delivery, settlement)
+            elif error.retryable and delivery.order == "key":
+                failed.append((delivery, settlement))
             else:
                 self._not_settled(delivery, settlement, error)
+        self._shelve(subscription, failed)
+
+    def _shelve(self, subscription: Subscription, failed: list[tuple[Delivery, Ack | Retry]]) -> None:
+        """Keep what could not be settled, in order and before all that follows, until after a back-off."""
+        if not failed:
+            self._shelves.pop(id(subscription), None)
+            return
+        shelf = self._shelves.setdefault(id(subscription), _Shelf([]))
+        shelf.settles = failed
+        shelf.tries += 1
+
+        def due() -> None:
+            shelf.timer = None
+            self._settles[:0] = shelf.settles
+            shelf.settles = []
+            self._wake.set()
+
+        shelf.timer = asyncio.get_running_loop().call_later(_backoff(shelf.tries), due)
 
     async def _outcomes(
         self, subscription: Subscription, batch: Sequence[tuple[Delivery, Ack | Retry]]
@@ -271,15 +315,14 @@ class Settler:
         self._end(delivery, None, "stale")
 
     def _call_later(self, delivery: Delivery, tries: int, call: Callable[[], None]) -> None:
-        """Call after a back-off with full jitter above a floor, at most 30 s."""
-        ceiling = min(_LONGEST, 0.05 * 2 ** min(tries, 12))
+        """Call after a back-off."""
 
         def due() -> None:
             del self._later[id(delivery)]
             call()
 
-        delay = random.uniform(ceiling / 4, ceiling)  # noqa: S311 - jitter
-        self._later[id(delivery)] = (delivery, asyncio.get_running_loop().call_later(delay, due))
+        timer = asyncio.get_running_loop().call_later(_backoff(tries), due)
+        self._later[id(delivery)] = (delivery, timer)
 
     async def _copy_for_ever(self) -> None:
         while True:
@@ -419,6 +462,12 @@ class Settler:
     def _copy_again(self, copy: _Copy) -> None:
         self._copies.append(copy)
         self._wake_copies.set()
+
+
+def _backoff(tries: int) -> float:
+    """Return a wait in seconds with full jitter above a floor, at most 30."""
+    ceiling = min(_LONGEST, 0.05 * 2 ** min(tries, 12))
+    return random.uniform(ceiling / 4, ceiling)  # noqa: S311 - jitter
 
 
 def _after(copy: _Copy) -> float:

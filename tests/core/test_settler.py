@@ -819,3 +819,38 @@ class TestFence:
             assert [kind for kind, *_ in bench.adapter.trace] == ["mark"]
             bench.adapter.sending.set()
             await bench.settler.flush()
+
+
+class TestOrderOfSettlements:
+    @virtual
+    async def test_with_order_by_key_no_ack_overtakes_one_that_could_not_be_settled(self) -> None:
+        async with Bench() as bench:
+            bench.adapter.on_settle = lambda *_: Unavailable("locked")
+            one, two, three = (bench.take(name) for name in "abc")
+            for delivery in (one, two, three):
+                delivery.order = "key"
+            bench.settler.settle(one, ACK)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            bench.settler.settle(two, ACK)
+            await asyncio.sleep(0.001)
+            bench.adapter.on_settle = lambda *_: None
+            bench.settler.settle(three, ACK)
+            await bench.settler.flush()
+            assert [name for kind, name, *_ in bench.adapter.trace if kind == "ack"] == ["a", "b", "c"]
+            assert sum(bench.ends) == 3
+            bench.settler.settle(bench.take("d"), ACK)
+            await bench.settler.flush()
+            assert sum(bench.ends) == 4
+
+    @virtual
+    async def test_a_shelf_is_forgotten_when_the_settler_closes(self) -> None:
+        async with Bench() as bench:
+            bench.adapter.on_settle = lambda *_: Unavailable("locked")
+            delivery = bench.take("a")
+            delivery.order = "key"
+            bench.settler.settle(delivery, ACK)
+            await asyncio.sleep(0.01)
+            assert not await bench.settler.flush(timeout=1)
+        await asyncio.sleep(100)
+        assert not bench.ends

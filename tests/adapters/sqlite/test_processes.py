@@ -169,7 +169,9 @@ async def subscribe_and_leave(adapter: SqliteAdapter, order: Order) -> None:
     await subscription.close()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what was never closed says so
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # what was never closed says so
 def test_a_loop_that_ends_without_closing_its_adapter_gives_everything_back(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'broker.db'}?lease=5"
     at = Address("orders", "billing", "inlet")
