@@ -219,7 +219,7 @@ class Settler:
             self._flying = [delivery for delivery, _ in (*marks, *settles)]
             for subscription, marked in _by_subscription(marks):
                 await self._write_marks(subscription, marked)
-            for subscription, settled in _by_subscription(settles):
+            for subscription, settled in self._unshelved(settles):
                 await self._settle_batch(subscription, settled)
             self._flying = []
             self._tell_moved()
@@ -239,10 +239,6 @@ class Settler:
     async def _settle_batch(
         self, subscription: Subscription, batch: Sequence[tuple[Delivery, Ack | Retry]]
     ) -> None:
-        shelf = self._shelves.get(id(subscription))
-        if shelf is not None and shelf.timer is not None:
-            shelf.settles.extend(batch)
-            return
         outcomes = await self._outcomes(subscription, batch)
         if not any(outcomes) and not (self._ends or self._tries or self._hooks or self._shelves):
             self._on_end(len(batch))
@@ -257,19 +253,37 @@ class Settler:
                 self._not_settled(delivery, settlement, error)
         self._shelve(subscription, failed)
 
+    def _unshelved(
+        self, settles: Sequence[tuple[Delivery, Ack | Retry]]
+    ) -> Sequence[tuple[Subscription, Sequence[tuple[Delivery, Ack | Retry]]]]:
+        """Return what is to be settled now: behind what was shelved before, and nothing while its shelf still waits."""
+        parts = _by_subscription(settles)
+        if not self._shelves:
+            return parts
+        now: list[tuple[Subscription, Sequence[tuple[Delivery, Ack | Retry]]]] = []
+        for subscription, part in parts:
+            shelf = self._shelves.get(id(subscription))
+            if shelf is None:
+                now.append((subscription, part))
+            else:
+                shelf.settles.extend(part)
+        for shelf in self._shelves.values():
+            if shelf.timer is None and shelf.settles:
+                shelved, shelf.settles = shelf.settles, []
+                now.append((shelved[0][0].subscription, shelved))
+        return now
+
     def _shelve(self, subscription: Subscription, failed: list[tuple[Delivery, Ack | Retry]]) -> None:
         """Keep what could not be settled, in order and before all that follows, until after a back-off."""
         if not failed:
             self._shelves.pop(id(subscription), None)
             return
         shelf = self._shelves.setdefault(id(subscription), _Shelf([]))
-        shelf.settles = failed
+        shelf.settles[:0] = failed
         shelf.tries += 1
 
         def due() -> None:
             shelf.timer = None
-            self._settles[:0] = shelf.settles
-            shelf.settles = []
             self._wake.set()
 
         shelf.timer = asyncio.get_running_loop().call_later(_backoff(shelf.tries), due)

@@ -13,7 +13,7 @@ from brokerkit.delivery import Delivery
 from brokerkit.errors import ConfigurationError, HandlerTimeout
 from brokerkit.patterns._interrupt import Handling, as_coroutine, rest
 from brokerkit.pipeline import Handler
-from brokerkit.settlement import Settle, Settlement
+from brokerkit.settlement import Retry, Settle, Settlement
 
 __all__ = ["TimeoutPattern", "timeout"]
 
@@ -89,6 +89,9 @@ class TimeoutPattern:
                 raise
         else:
             if handling.why is None:
+                return settlement
+            if isinstance(settlement, Retry) and not settlement.counts:
+                await handling.take_back()  # what stands inside has found that the handler never began
                 return settlement
         finally:
             watch.active.pop(handling, None)

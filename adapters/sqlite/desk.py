@@ -70,8 +70,9 @@ class Desk:
         """Open the place and become a member of it, with a lock file that shows that this process lives."""
 
         def work(tx: Transaction) -> Local:
+            self._keeper.bury_dead(tx)
             place = open_place(tx, at, start, order)
-            member = members.join(tx, place.id, self._listener.address)
+            member = members.join(tx, place.id, self._listener.address, self._keeper.lease)
             life = _life(tx, self._writer, member)
             local = Local(
                 id=member,

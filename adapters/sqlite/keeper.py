@@ -65,7 +65,7 @@ class Keeper:
         self.locals: dict[int, Local] = {}
         self._writer = writer
         self._database = writer.database
-        self._lease = lease
+        self.lease = lease
         self._clock = clock
         self._sender = Sender()
         self._version: int | None = None
@@ -120,7 +120,7 @@ class Keeper:
         self._probe()
         if now >= self._beat_at:
             self._beat()
-            self._beat_at = now + self._lease / _BEATS
+            self._beat_at = now + self.lease / _BEATS
         return min(_LOOK, max(self._beat_at - time.monotonic(), 0.0))
 
     def _has_changed(self) -> bool:
@@ -163,6 +163,25 @@ class Keeper:
             if life is not None and life.try_acquire():
                 self._bury(member, "its process has ended")
 
+    def bury_dead(self, tx: Transaction) -> None:
+        """
+        Take out, in this transaction, the members whose process has ended.
+
+        For a member that is about to join: without any living member nobody else would do it, and the dead would go on
+        refusing, for example, another order.
+        """
+        for sight in roll_call(tx):
+            if sight.id in self.locals or sight.id in self._others:
+                continue
+            try:
+                life = FileLock(life_file(self._database.path, sight.id), create=False)
+            except OSError:
+                continue
+            if life.try_acquire():
+                expire(tx, sight.id)
+                tx.committed.append(partial(life.path.unlink, missing_ok=True))
+            life.close()
+
     def _beat(self) -> None:
         """Renew all our leases with one statement each, and look who has not done so for a whole lease."""
         for local in [local for local in self.locals.values() if local.leaving]:
@@ -179,7 +198,7 @@ class Keeper:
     def _watch(self, sights: list[Sight]) -> None:
         now = time.monotonic()
         # We were away ourselves: what stood still meanwhile may only have been waiting like us.
-        away = now - self._looked_at > 2 * self._lease / _BEATS
+        away = now - self._looked_at > 2 * self.lease / _BEATS
         self._looked_at = now
         seen = {sight.id: (sight, now) for sight in sights if sight.id not in self.locals}
         for member, (sight, _) in seen.items():
@@ -187,9 +206,12 @@ class Keeper:
             if before is not None and before[0].beat == sight.beat and not away:
                 seen[member] = before
         self._sights = seen
-        for member, (_, since) in list(seen.items()):
-            if now - since >= self._lease:
-                self._bury(member, f"it has shown no sign of life for {self._lease:g} s")
+        for member, (sight, since) in list(seen.items()):
+            patience = max(
+                self.lease, sight.lease
+            )  # a process with a longer lease beats more slowly, and lives
+            if now - since >= patience:
+                self._bury(member, f"it has shown no sign of life for {patience:g} s")
 
     def _now(self, work: Work[T]) -> T:
         job = self._writer.now(work)

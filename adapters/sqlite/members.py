@@ -15,17 +15,18 @@ __all__ = ["Sight", "beat", "expire", "join", "leave", "roll_call"]
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """A member as another one sees it."""
+    """A member as another one sees it; `lease` is its own, in seconds, by which it may be slow to show signs of life."""
 
     id: int
     place: int
     beat: int
+    lease: float
 
 
-def join(tx: Transaction, place: int, wake: str) -> int:
+def join(tx: Transaction, place: int, wake: str, lease: float) -> int:
     """Become a member that listens at the address `wake`, and return its number; the others make room."""
     member = tx.execute(
-        "INSERT INTO member(place, beat, waiting, wake) VALUES(?, 0, 0, ?)", (place, wake)
+        "INSERT INTO member(place, beat, waiting, wake, lease) VALUES(?, 0, 0, ?, ?)", (place, wake, lease)
     ).lastrowid
     (mode,) = tx.execute("SELECT mode FROM place WHERE id = ?", (place,)).fetchone()
     if mode == "key":
@@ -58,7 +59,7 @@ def beat(tx: Transaction, members: Iterable[int]) -> list[int]:
 
 def roll_call(tx: Transaction) -> list[Sight]:
     """Return all members of the file."""
-    return [Sight(*row) for row in tx.execute("SELECT id, place, beat FROM member")]
+    return [Sight(*row) for row in tx.execute("SELECT id, place, beat, lease FROM member")]
 
 
 def _forget(tx: Transaction, place: int, member: int) -> None:

@@ -47,7 +47,7 @@ CREATE INDEX pending_due ON pending(place, due) WHERE owner = 0;
 CREATE INDEX pending_slot ON pending(place, slot, copy, due) WHERE owner = 0;
 CREATE TABLE member(
     id INTEGER PRIMARY KEY AUTOINCREMENT, place INTEGER NOT NULL, beat INTEGER NOT NULL,
-    waiting INTEGER NOT NULL, wake TEXT NOT NULL);
+    waiting INTEGER NOT NULL, wake TEXT NOT NULL, lease REAL NOT NULL);
 CREATE INDEX member_place ON member(place);
 """
 

@@ -53,6 +53,12 @@ _AWAY: Final = 5.0
 _SHOWN: Final = 200
 
 
+def _raise_if_timed_out(delivery: Delivery, error: asyncio.CancelledError) -> None:
+    """A timeout that strikes while the database lets nobody in says nothing of the handler, which has not begun."""
+    if delivery.stopped == "timeout":
+        raise _NotOpenedError from error
+
+
 class _NotOpenedError(Exception):
     """The database could not be used, and the handler was not called."""
 
@@ -191,6 +197,9 @@ class InboxPattern:
         async with AsyncExitStack() as stack:
             try:
                 given, connection = await self._open(stack)
+            except asyncio.CancelledError as error:
+                _raise_if_timed_out(delivery, error)
+                raise
             except (DataError, IntegrityError, ProgrammingError):
                 raise
             except (DBAPIError, PoolTimeoutError, OSError) as error:
@@ -205,6 +214,9 @@ class InboxPattern:
                 # Asked again, for a constraint of somebody else's on this table must not ack a message
                 if row is not None and await self._known(connection, row):
                     return ACK
+                raise
+            except asyncio.CancelledError as error:
+                _raise_if_timed_out(delivery, error)
                 raise
             except (ProgrammingError, DataError):
                 raise

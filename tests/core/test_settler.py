@@ -787,7 +787,7 @@ class TestFence:
     ) -> None:
         async with Bench() as bench:
             delivery = bench.take("a")
-            bench.adapter.on_mark = lambda *_: Stale("another has it")
+            bench.adapter.on_mark = lambda delivery, mark: Stale("another has it")
             bench.settler.copy(delivery, settlement)
             await bench.settler.flush()
             assert not bench.adapter.sent
@@ -800,7 +800,7 @@ class TestFence:
     async def test_a_copy_waits_while_it_cannot_be_asked_whose_the_original_is(self) -> None:
         async with Bench() as bench:
             answers: list[SettleError | None] = [Unavailable("down"), Unavailable("down"), None]
-            bench.adapter.on_mark = lambda *_: answers.pop(0)
+            bench.adapter.on_mark = lambda delivery, mark: answers.pop(0)
             bench.settler.copy(bench.take("a"), DeadLetter("no"))
             await bench.settler.flush()
             assert len(bench.adapter.dead) == 1
@@ -825,7 +825,7 @@ class TestOrderOfSettlements:
     @virtual
     async def test_with_order_by_key_no_ack_overtakes_one_that_could_not_be_settled(self) -> None:
         async with Bench() as bench:
-            bench.adapter.on_settle = lambda *_: Unavailable("locked")
+            bench.adapter.on_settle = lambda delivery, settlement: Unavailable("locked")
             one, two, three = (bench.take(name) for name in "abc")
             for delivery in (one, two, three):
                 delivery.order = "key"
@@ -834,7 +834,7 @@ class TestOrderOfSettlements:
             await asyncio.sleep(0)
             bench.settler.settle(two, ACK)
             await asyncio.sleep(0.001)
-            bench.adapter.on_settle = lambda *_: None
+            bench.adapter.on_settle = lambda delivery, settlement: None
             bench.settler.settle(three, ACK)
             await bench.settler.flush()
             assert [name for kind, name, *_ in bench.adapter.trace if kind == "ack"] == ["a", "b", "c"]
@@ -846,7 +846,7 @@ class TestOrderOfSettlements:
     @virtual
     async def test_a_shelf_is_forgotten_when_the_settler_closes(self) -> None:
         async with Bench() as bench:
-            bench.adapter.on_settle = lambda *_: Unavailable("locked")
+            bench.adapter.on_settle = lambda delivery, settlement: Unavailable("locked")
             delivery = bench.take("a")
             delivery.order = "key"
             bench.settler.settle(delivery, ACK)

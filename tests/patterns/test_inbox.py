@@ -492,3 +492,42 @@ async def test_readers_of_the_engine_do_not_wait_for_the_write_lock(engine: Asyn
         return ACK
 
     assert await pattern(handler)(delivery_of()) is ACK
+
+
+async def test_a_timeout_while_the_database_lets_nobody_in_is_no_failed_handling(
+    engine: AsyncEngine, tmp_path: Path
+) -> None:
+    pattern = await made(engine)
+    calls: list[int] = []
+
+    async def handler(delivery: Delivery) -> Settlement:
+        calls.append(delivery.attempt)
+        await enter(delivery)
+        return ACK
+
+    chain = retry(attempts=1)(timeout(0.1)(pattern(handler)))
+    foreign = sqlite3.connect(tmp_path / "shop.db", isolation_level=None)
+    foreign.execute("BEGIN IMMEDIATE")
+    delivery = delivery_of()
+    returned = await chain(delivery)
+    foreign.execute("ROLLBACK")
+    foreign.close()
+
+    assert isinstance(returned, Retry)
+    assert not returned.counts
+    assert calls == delivery.story == []
+    assert delivery.stopped is None
+    assert await chain(delivery) is ACK
+    assert await entries(engine) == ["e-1"]
+
+
+async def test_a_timeout_inside_the_handler_is_a_failed_handling_still(engine: AsyncEngine) -> None:
+    async def handler(delivery: Delivery) -> Settlement:
+        await enter(delivery)
+        await asyncio.Event().wait()
+        return ACK
+
+    chain = timeout(0.1)((await made(engine))(handler))
+    with pytest.raises(HandlerTimeout):
+        await chain(delivery_of())
+    assert await entries(engine) == []

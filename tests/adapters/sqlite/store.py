@@ -47,7 +47,7 @@ class Store:
         return job.result  # type: ignore[return-value]
 
     def join(self) -> int:
-        return self.do(lambda tx: members.join(tx, self.place.id, ""))
+        return self.do(lambda tx: members.join(tx, self.place.id, "", 10.0))
 
     def expire(self, member: int) -> None:
         self.do(lambda tx: members.expire(tx, member))

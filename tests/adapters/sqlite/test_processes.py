@@ -199,3 +199,37 @@ def test_a_loop_that_ends_without_closing_its_adapter_gives_everything_back(tmp_
     with pytest.raises(RuntimeError, match="ends by an error"):
         asyncio.run(dies())
     asyncio.run(heir())
+
+
+async def test_after_the_death_of_its_only_member_a_group_can_change_its_order(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'broker.db'}?lease=30"
+    only = await Process.start(url, "none")
+    await only.kill()
+    heir = await Process.start(url, "key")
+    await heir.kill()
+
+
+async def test_a_member_with_a_longer_lease_is_not_taken_for_dead_by_one_with_a_shorter(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "broker.db"
+    told: asyncio.Queue[Sequence[Delivery]] = asyncio.Queue()
+
+    async def lost(deliveries: Sequence[Delivery], seconds: float) -> None:
+        await told.put(deliveries)
+
+    slow, quick = SqliteAdapter(f"sqlite:///{path}?lease=6"), SqliteAdapter(f"sqlite:///{path}?lease=0.3")
+    for adapter in (slow, quick):
+        await adapter.connect()
+    at = Address("orders", "billing", "inlet")
+    held = await slow.subscribe(at, order="none", start="earliest", prefetch=1, on_lost=lost)
+    await slow.send(Address("orders"), [Message(body=b"1")])
+    (delivery,) = await held.receive(1)
+    other = await quick.subscribe(at, order="none", start="earliest", prefetch=1, on_lost=lost)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1.8):
+            await other.receive(1)
+    assert told.empty()
+    assert await held.settle([(delivery, ACK)]) == [None]
+    for adapter in (slow, quick):
+        await adapter.close()
