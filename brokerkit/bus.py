@@ -109,6 +109,8 @@ class Bus(Router):
         self._clock = clock
         self._codec = codec or JsonCodec()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._consuming = False
+        self._closed = False
         self._executor: ThreadPoolExecutor | None = None
         self._stop: asyncio.Event | None = None
         self._sync: SyncBus | None = None
@@ -142,6 +144,9 @@ class Bus(Router):
         if self._loop is not None:
             message = f"{self!r} is connected already"
             raise ConfigurationError(message)
+        if self._closed:
+            message = f"{self!r} was closed and cannot be connected again; make a new Bus"
+            raise Closed(message)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.connect_timeout
         backoff = 0.1
@@ -171,6 +176,7 @@ class Bus(Router):
 
     async def close(self) -> None:
         """Close the connection. Idempotent."""
+        self._closed = True
         self.publisher.adapter = None
         self._loop = None
         await self.adapter.close()
@@ -274,6 +280,18 @@ class Bus(Router):
         if self._loop is None:
             message = "connect first: 'async with bus:' around 'async with bus.consuming():'"
             raise Closed(message)
+        if self._consuming:
+            message = f"{self!r} is consuming already; one 'async with bus.consuming():' at a time"
+            raise ConfigurationError(message)
+        self._consuming = True
+        try:
+            async with self._consume():
+                yield self
+        finally:
+            self._consuming = False
+
+    @asynccontextmanager
+    async def _consume(self) -> AsyncGenerator[None]:
         consumptions = self.consumptions()
         for consumption in consumptions:
             consumption.check(self.adapter.capabilities)
@@ -286,7 +304,7 @@ class Bus(Router):
             await self._provision(consumptions)
             stack.push_async_callback(self._drain)
             await self._start_engines(consumptions, state)
-            yield self
+            yield
 
     async def _enter_lifespan(self, stack: AsyncExitStack) -> Mapping[str, Any]:
         if self._lifespan is None:

@@ -205,6 +205,7 @@ class Engine:
         self._stopping = True
         self._tell_changed()
         self._forget_unstarted()
+        await self._pardon()  # who is killed from now on is killed from outside
         await self._stop_reading()
         await self._finish_running(deadline)
         await self._dismiss()
@@ -243,7 +244,7 @@ class Engine:
             _log.error("the handler of %r did not stop when cancelled; its message stays unsettled", delivery)
             tell(self._hooks, Settled(delivery, None, "abandoned"))
         if self._running:
-            await self._pardon()
+            await self._pardon()  # a mark may have been written meanwhile
 
     async def _pardon(self) -> None:
         try:

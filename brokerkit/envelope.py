@@ -24,9 +24,10 @@ from pydantic_core import core_schema
 from brokerkit.event import Event, made
 from brokerkit.message import Header, Message
 
-__all__ = ["STRUCTURED", "Form", "lay", "open_event", "timestamp"]
+__all__ = ["FORMS", "STRUCTURED", "Form", "lay", "open_event", "timestamp"]
 
 Form = Literal["structured", "binary", "plain"]
+FORMS: tuple[Form, ...] = ("structured", "binary", "plain")
 
 STRUCTURED = "application/cloudevents+json"
 _PREFIXES = ("ce-", "ce_", "cloudevents:", "cloudevents_")

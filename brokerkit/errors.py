@@ -30,6 +30,7 @@ __all__ = [
     "TooLarge",
     "Unauthorised",
     "Unavailable",
+    "Undone",
     "Unroutable",
     "Unsupported",
 ]
@@ -95,6 +96,17 @@ class HandlerResultError(BrokerkitError):
     """A handler returned something that is neither `None` nor a settlement; the text names the handler."""
 
     code = "result"
+
+
+class Undone(BrokerkitError):
+    """
+    The database undid a handler's transaction behind its back (a deadlock, a full disk), and the handler went on.
+
+    Nothing was kept. Counts as a failed handling and is tried again.
+    """
+
+    code = "undone"
+    retryable = True
 
 
 class SendError(BrokerkitError):

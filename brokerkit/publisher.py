@@ -20,7 +20,7 @@ from brokerkit.context import current
 from brokerkit.copies import is_foreign
 from brokerkit.delivery import Delivery
 from brokerkit.endpoint import type_of
-from brokerkit.envelope import Form, lay, timestamp
+from brokerkit.envelope import FORMS, Form, lay, timestamp
 from brokerkit.errors import (
     BadHeader,
     BadKey,
@@ -123,6 +123,9 @@ class Publisher:
         `ConfigurationError`), before anything moves.
         """
         check_name("channel", channel)
+        if form is not None and form not in FORMS:
+            message = f"envelope={form!r}: use {', '.join(map(repr, FORMS))}"
+            raise ConfigurationError(message)
         if self.name is None:
             message = (
                 "publishing needs Bus(name=...): it becomes the source of the events, the same over restarts"

@@ -216,10 +216,14 @@ class Settler:
             self._wake.clear()
             marks, self._marks = self._marks, []
             settles, self._settles = self._settles, []
-            self._flying = [delivery for delivery, _ in (*marks, *settles)]
+            parts = self._unshelved(settles)
+            self._flying = [
+                *(delivery for delivery, _ in marks),
+                *(delivery for _, part in parts for delivery, _ in part),
+            ]
             for subscription, marked in _by_subscription(marks):
                 await self._write_marks(subscription, marked)
-            for subscription, settled in self._unshelved(settles):
+            for subscription, settled in parts:
                 await self._settle_batch(subscription, settled)
             self._flying = []
             self._tell_moved()

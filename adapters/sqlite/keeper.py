@@ -101,7 +101,9 @@ class Keeper:
 
     def committed(self, tx: Transaction) -> None:
         """Wake the members, here and elsewhere, that a transaction gave work to."""
-        self._dirty = self._dirty or tx.delayed
+        # Our own commits do not show in data_version: whoever else of us could take what was sent looks at the next tick.
+        shared = len(self.locals) > 1 and any(member in self.locals for member in tx.wakes)
+        self._dirty = self._dirty or tx.delayed or shared
         for member, address in tx.wakes.items():
             local = self.locals.get(member)
             if local is not None:
@@ -171,10 +173,11 @@ class Keeper:
         refusing, for example, another order.
         """
         for sight in roll_call(tx):
-            if sight.id in self.locals or sight.id in self._others:
+            if sight.id in self.locals:
                 continue
+            life = self._others.pop(sight.id, None)
             try:
-                life = FileLock(life_file(self._database.path, sight.id), create=False)
+                life = life or FileLock(life_file(self._database.path, sight.id), create=False)
             except OSError:
                 continue
             if life.try_acquire():

@@ -108,6 +108,10 @@ class Server:
             if self._loop is None:
                 for number, handler in zip(numbers, before, strict=True):
                     signal.signal(number, handler)
+            else:
+                # The interpreter puts back the default, death by signal, while it ends; what is ignored stays ignored.
+                for number in numbers:
+                    signal.signal(number, signal.SIG_IGN)
 
     def _signalled(self, _number: int, _frame: FrameType | None) -> None:
         """Take note; only what may interrupt anything happens here, so no lock and no log."""

@@ -81,6 +81,13 @@ class DedupePattern:
         key: Callable[[Delivery], str] | None,
         hooks: Sequence[Hook],
     ) -> None:
+        if store is not None and not all(
+            hasattr(store, call) for call in ("claim", "done", "release", "renew")
+        ):
+            message = (
+                f"dedupe({store!r}): give a store such as MemoryStore() or sql_store(engine), or nothing"
+            )
+            raise ConfigurationError(message)
         _check_seconds("lease", lease)
         _check_seconds("window", window)
         if window < lease:

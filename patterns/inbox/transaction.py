@@ -30,7 +30,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, a
 
 from brokerkit.clock import SYSTEM
 from brokerkit.delivery import Delivery
-from brokerkit.errors import ConfigurationError, HandlerResultError
+from brokerkit.errors import ConfigurationError, HandlerResultError, Undone
 from brokerkit.patterns._identity import digest, scope_of
 from brokerkit.patterns._sql import (
     IMMEDIATE,
@@ -290,7 +290,7 @@ class InboxPattern:
             await connection.execute(select(literal(1)))
         elif not await self._known(connection, row):
             message = "the database undid the transaction while the handler went on; let its errors pass"
-            raise HandlerResultError(message)
+            raise Undone(message)
 
     async def _known(self, connection: AsyncConnection, row: dict[str, Any]) -> bool:
         found = await connection.execute(select(self.table.c.id).where(self.table.c.id == row["id"]))
