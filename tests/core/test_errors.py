@@ -40,6 +40,7 @@ def test_every_code_is_a_stable_word_of_its_own() -> None:
         "TooLarge": "too_large",
         "Unauthorised": "unauthorised",
         "Unavailable": "unavailable",
+        "Undone": "undone",
         "Unroutable": "unroutable",
         "Unsupported": "unsupported",
     }
@@ -53,6 +54,7 @@ def test_only_what_may_pass_by_itself_is_tried_again() -> None:
         "PublishUnknown",
         "Throttled",
         "Unavailable",
+        "Undone",
     }
 
 
