@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from brokerkit.adapter import Adapter
+from brokerkit.adapters.sqlite import SqliteAdapter
 from brokerkit.testing.conformance import AdapterConformance, Harness
-
-sqlite = pytest.importorskip("brokerkit.adapters.sqlite", exc_type=ImportError)
 
 
 class SqliteHarness:
@@ -18,7 +17,7 @@ class SqliteHarness:
         self.url = f"sqlite:///{path}?lease=1&max_message=200000"
 
     async def adapter(self) -> Adapter:
-        adapter: Adapter = sqlite.SqliteAdapter(self.url)
+        adapter = SqliteAdapter(self.url)
         await adapter.connect()
         return adapter
 

@@ -132,7 +132,6 @@ print(json.dumps({"said": said.getvalue(), "loaded": sorted(set(sys.modules) - b
 """
 
 
-@pytest.mark.skipif(not (ROOT / "brokerkit" / "cli").exists(), reason="there is no command line yet")
 def test_help_imports_only_the_standard_library_click_and_the_command_line() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     run = subprocess.run(
