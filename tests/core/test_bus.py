@@ -924,3 +924,36 @@ asyncio.run(main())
             assert process.stdout.read() == "closed\n"
             assert process.wait(10) == 0
             too_late.cancel()
+
+
+class TestOneAtATime:
+    @virtual
+    async def test_a_second_consuming_beside_the_first_is_refused_and_harms_it_not(self) -> None:
+        bus = Bus("memory://")
+        seen: list[dict[str, int]] = []
+
+        @bus.subscriber("orders", group="billing")
+        async def handle(data: dict[str, int]) -> None:
+            seen.append(data)
+
+        async with bus, bus.consuming():
+            with pytest.raises(ConfigurationError, match="consuming already"):
+                async with bus.consuming():
+                    pass
+            await bus.publish("orders", {"n": 1}, type="order.placed")
+            await until(lambda: seen == [{"n": 1}])
+
+    @virtual
+    async def test_a_bus_that_was_closed_says_that_a_new_one_is_needed(self) -> None:
+        bus = Bus("memory://")
+        async with bus:
+            pass
+        with pytest.raises(Closed, match="make a new Bus"):
+            await bus.connect()
+
+    @virtual
+    async def test_an_envelope_that_does_not_exist_is_refused_when_publishing(self) -> None:
+        form: Any = "strutured"
+        async with Bus("memory://") as bus:
+            with pytest.raises(ConfigurationError, match="'structured', 'binary', 'plain'"):
+                await bus.publish("orders", {}, type="order.placed", envelope=form)

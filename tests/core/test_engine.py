@@ -2030,3 +2030,15 @@ class TestGate:
             await until(lambda: len(rig.adapter.settled) == 3)
             assert "isolation_waits" in [alarm.code for alarm in rig.alarms]
             assert asyncio.get_running_loop().time() <= 61
+
+    @virtual
+    async def test_a_suspect_is_pardoned_when_the_drain_begins_for_who_is_killed_then_is_killed_from_outside(
+        self,
+    ) -> None:
+        async with Rig(sleeper(50)) as rig:
+            rig.adapter.put(event_message("s"), arrivals=2)
+            await until(lambda: len(rig.running) == 1)
+            stopping = asyncio.create_task(rig.engine.stop(40))
+            await asyncio.sleep(1)
+            assert [alone for kind, _, alone in rig.adapter.trace if kind == "mark"] == [1, 0]
+            await stopping

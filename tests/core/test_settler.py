@@ -854,3 +854,19 @@ class TestOrderOfSettlements:
             assert not await bench.settler.flush(timeout=1)
         await asyncio.sleep(100)
         assert not bench.ends
+
+    @virtual
+    async def test_flushing_waits_for_what_was_shelved_and_is_on_its_way_again(self) -> None:
+        async with Bench() as bench:
+            bench.adapter.on_settle = lambda delivery, settlement: Unavailable("locked")
+            delivery = bench.take("a")
+            delivery.order = "key"
+            bench.settler.settle(delivery, ACK)
+            await asyncio.sleep(0.001)
+            bench.adapter.on_settle = lambda delivery, settlement: None
+            bench.adapter.settling.clear()
+            await asyncio.sleep(60)
+            assert not await bench.settler.flush(timeout=1)
+            bench.adapter.settling.set()
+            assert await bench.settler.flush(timeout=1)
+            assert sum(bench.ends) == 1

@@ -406,3 +406,9 @@ async def test_done_is_one_value() -> None:
     assert isinstance(token, Token)
     assert await store.done(token, 10)
     assert await store.claim(("a", "b", "c", "d"), 1) is DONE
+
+
+@pytest.mark.parametrize("store", [dedupe, "sqlite:///x.db", 7])
+def test_what_is_no_store_is_refused_at_once(store: Any) -> None:
+    with pytest.raises(ConfigurationError, match="give a store"):
+        dedupe(store)
