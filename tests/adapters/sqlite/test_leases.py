@@ -6,6 +6,8 @@ import pytest
 
 from brokerkit.adapter import Order
 from brokerkit.adapters.sqlite import leases
+from brokerkit.adapters.sqlite.leases import Receipt
+from brokerkit.adapters.sqlite.transaction import Transaction
 from brokerkit.errors import ConfigurationError
 from tests.adapters.sqlite.store import Store, bodies, receipt
 
@@ -230,3 +232,128 @@ def test_a_claim_stops_at_16_mib_of_bodies(open_store: OpenStore) -> None:
     for _ in range(3):
         store.publish(("a", "x" * (9 * 1024 * 1024)))
     assert [len(store.claim(member)), len(store.claim(member))] == [2, 1]
+
+
+def waiting(store: Store, member: int) -> int:
+    (flag,) = store.do(lambda tx: tx.execute("SELECT waiting FROM member WHERE id = ?", (member,)).fetchone())
+    return int(flag)
+
+
+def marked(store: Store, receipt: Receipt, blob: bytes | None) -> list[bool]:
+    return store.do(lambda tx: leases.mark(tx, store.place.id, [(receipt, blob)]))
+
+
+def marks(store: Store) -> list[bytes | None]:
+    return store.do(lambda tx: [row[0] for row in tx.execute("SELECT mark FROM pending ORDER BY seq")])
+
+
+def test_who_finds_nothing_is_noted_as_waiting_until_it_finds_something(open_store: OpenStore) -> None:
+    store = open_store()
+    member = store.join()
+    assert store.claim(member) == []
+    assert waiting(store, member) == 1
+    store.publish(("a", "1"))
+    assert bodies(store.claim(member)) == ["1"]
+    assert waiting(store, member) == 0
+    assert store.claim(member) == []
+    assert waiting(store, member) == 1
+
+
+def test_a_mark_is_written_and_erased_by_the_owner_of_this_arrival_only(open_store: OpenStore) -> None:
+    store = open_store()
+    member, other = store.join(), store.join()
+    store.publish(("a", "1"), ("b", "2"))
+    mine, beside = (receipt(member, row) for row in store.claim(member, 2))
+    assert marked(store, mine, b"x") == [True]
+    assert marks(store) == [b"x", None]
+    assert marked(store, mine._replace(owner=other), b"y") == [False]
+    assert marked(store, mine._replace(arrivals=7), b"y") == [False]
+    assert marks(store) == [b"x", None]
+    assert marked(store, beside, b"z") == marked(store, mine, None) == [True]
+    assert marks(store) == [None, b"z"]
+
+
+def test_an_acked_copy_leaves_no_row_behind(open_store: OpenStore) -> None:
+    store = open_store()
+    member = store.join()
+    store.copy("a", "1")
+    assert store.end(member, store.claim(member)) == [True]
+    assert store.do(lambda tx: tx.execute("SELECT count(*) FROM message").fetchone()) == (0,)
+
+
+@pytest.mark.parametrize("order", BOTH)
+def test_a_look_says_what_is_there_and_what_is_due_next(open_store: OpenStore, order: Order) -> None:
+    store = open_store(order)
+    member = store.join()
+
+    def look() -> tuple[bool, float | None]:
+        return store.do(lambda tx: leases.peek(tx, store.place, member))
+
+    store.claim(member)
+    assert look() == (False, None)
+    store.copy("a", "later", after=5.0)
+    found = store.do(lambda tx: leases.claim(tx, store.place, member, 10))
+    assert (found.rows, found.due) == ([], store.clock.now + 5.0)
+    assert look() == (False, store.clock.now + 5.0)
+    store.publish(("a", "now"))
+    assert look()[0]
+    assert bodies(store.claim(member)) == ["now"]
+    store.clock.now += 5.0
+    assert look()[0]
+
+
+def test_in_order_a_return_holds_back_its_key_and_is_what_is_due_next(open_store: OpenStore) -> None:
+    store = open_store("key")
+    member = store.join()
+    store.publish(("a", "1"))
+    assert store.end(member, store.claim(member), after=7.0) == [True]
+    found = store.do(lambda tx: leases.claim(tx, store.place, member, 10))
+    assert (found.rows, found.due) == ([], store.clock.now + 7.0)
+
+
+def test_a_member_that_is_gone_balances_nothing_and_one_with_too_much_says_so(open_store: OpenStore) -> None:
+    store = open_store("key")
+    first = store.join()
+    store.publish(*((f"k{number}", "x") for number in range(500)))
+    assert len(store.claim(first, 500)) == 500
+    assert not store.balance(first)
+    second = store.join()
+    assert store.balance(first)
+    surplus = store.do(lambda tx: leases.claim(tx, store.place, first, 1)).surplus
+    assert surplus is True
+    store.leave(first)
+    assert not store.balance(first)
+    assert store.balance(second) is False
+
+
+def test_who_takes_as_much_as_it_asked_for_wakes_the_next_that_waits(open_store: OpenStore) -> None:
+    store = open_store()
+    first, second = store.join(), store.join()
+    assert store.claim(second) == []
+    store.publish(("a", "1"), ("b", "2"), ("c", "3"))
+    store.claim(second, 0)
+
+    def woken(limit: int) -> set[int]:
+        def work(tx: Transaction) -> set[int]:
+            tx.execute("UPDATE member SET waiting = 1 WHERE id = ?", (second,))
+            leases.claim(tx, store.place, first, limit)
+            return set(tx.wakes)
+
+        return store.do(work)
+
+    assert woken(1) == {second}
+    assert woken(10) == set()
+
+
+def test_a_return_wakes_who_waits_for_it(open_store: OpenStore) -> None:
+    store = open_store()
+    first, second = store.join(), store.join()
+    store.publish(("a", "1"))
+    rows = store.claim(first)
+    assert store.claim(second) == []
+
+    def work(tx: Transaction) -> set[int]:
+        leases.settle(tx, store.place.id, [(receipt(first, rows[0]), 0.0)])
+        return set(tx.wakes)
+
+    assert store.do(work) == {second}
