@@ -6,6 +6,7 @@ a handler again. Everything above it is written once, for every broker.
 """
 
 import inspect
+import math
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ __all__ = [
     "Adapter",
     "Browses",
     "Capabilities",
+    "Describes",
     "Marks",
     "Measurement",
     "Measures",
@@ -64,6 +66,11 @@ class Capabilities:
     lease: seconds after which an unrenewed delivery goes to somebody else, or None. Renewing is the adapter's job.
     max_delay: longest `after` of a send, in seconds.
     max_message: size limit in bytes with headers; publishing refuses above this less 16 KiB.
+    max_return: longest uncounted return in seconds that a subscription without order takes; a longer one the settler makes
+        by a copy to the inlet, with the same attempt.
+    key_returns: with `order="key"` a `Retry` holds its key at the boundary too. The engine never sends one there (the lane
+        holds it); where this is False an adapter need not know how.
+    attributes: what stands before the names of CloudEvents attributes in headers, in the broker's binary mode.
     """
 
     order_key: bool
@@ -75,6 +82,9 @@ class Capabilities:
     lease: float | None
     max_delay: float
     max_message: int
+    max_return: float = math.inf
+    key_returns: bool = True
+    attributes: Literal["ce-", "ce_"] = "ce-"
 
 
 class Subscription(Protocol):
@@ -213,6 +223,15 @@ class Provisions(Protocol):
         self, places: Sequence[tuple[Address, Start, Order]], *, create: bool
     ) -> Sequence[str]:
         """Create what is missing, or with `create=False` only name it. Returns the names that were missing."""
+        ...
+
+
+@runtime_checkable
+class Describes(Protocol):
+    """Optional: say what an operator would run."""
+
+    def commands(self, places: Sequence[tuple[Address, Start, Order]]) -> Sequence[str]:
+        """Return the shell commands that make what a list of addresses needs; nothing is connected to."""
         ...
 
 

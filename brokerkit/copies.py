@@ -1,5 +1,5 @@
 """
-The copies that the settler makes: a counted retry, a dead letter, a redrive.
+The copies that the settler makes: a counted retry, a long return, a dead letter, a redrive.
 
 A copy keeps body, content type, key and the sender's headers to the byte. Our own headers are replaced, never
 appended, and the broker's own (`x-death`, `Nats-*` and their kin) never travel on: a forged or inherited one can make
@@ -31,6 +31,7 @@ __all__ = [
     "read_delivery",
     "redrive_copy",
     "retry_copy",
+    "return_copy",
 ]
 
 VERSION = 1
@@ -161,6 +162,15 @@ def mark_of(delivery: Delivery, *, alone: int) -> bytes:
 def retry_copy(delivery: Delivery) -> Message:
     """Return the copy for a counted retry: the same event and headers, one attempt more, one hop on."""
     return _copy(delivery, stage="retry", attempt=delivery.attempt + 1, run=delivery.run, room=STORY_ROOM)
+
+
+def return_copy(delivery: Delivery) -> Message:
+    """
+    Return the copy for an uncounted return: the same event, headers and attempt, one hop on.
+
+    For returns that are longer than the adapter holds a message itself.
+    """
+    return _copy(delivery, stage="return", attempt=delivery.attempt, run=delivery.run, room=STORY_ROOM)
 
 
 def dead_copy(delivery: Delivery, *, room: int = STORY_ROOM) -> Message:

@@ -30,6 +30,7 @@ from brokerkit.lanes import Lanes
 from brokerkit.message import Address
 from brokerkit.names import with_prefix
 from brokerkit.pipeline import Handler
+from brokerkit.recall import Recall
 from brokerkit.settlement import Ack, DeadLetter, Retry, Settle, Settlement
 from brokerkit.settler import Settler
 
@@ -55,7 +56,8 @@ class Settings:
 
     concurrency: handlers at once. prefetch: messages taken and not waiting behind others. hold_limit: messages that may
     wait in lanes on top. max_hold: longest single wait in a lane, in seconds. grace: seconds for a drain.
-    hop_limit: copies of ours after which an event is dead-lettered. crash_limit: standing crash marks that do the same.
+    hop_limit: counted retries by copy after which an event is dead-lettered whatever its policy says. crash_limit: standing
+    crash marks that do the same.
     """
 
     order: Order = "none"
@@ -116,6 +118,7 @@ class Engine:
         self._clock = clock
         self._listener = on_end
         self._lanes = Lanes()
+        self._recall = Recall() if settings.order == "key" else None
         self._ready: deque[Delivery] = deque()
         self._unlocked: deque[Delivery] | None = None
         self._idle: deque[asyncio.Future[None]] = deque()
@@ -123,6 +126,8 @@ class Engine:
         self._held: dict[int, tuple[Delivery, asyncio.TimerHandle]] = {}
         self._changed: list[asyncio.Future[None]] = []
         self._room: asyncio.Future[None] | None = None
+        self._started: dict[str, int] | None = {} if adapter.capabilities.log else None
+        self._max_return = adapter.capabilities.max_return
         self._stopping = False
         self._dismissed = False
         self._hurried = asyncio.Event()
@@ -437,7 +442,7 @@ class Engine:
         now = self._clock.time()
         self.counts.out += len(deliveries)
         channel, group, order, intake = self.channel, self.group, self.settings.order, self.intake
-        enter = self._lanes.enter
+        enter, recall = self._lanes.enter, self._recall
         for delivery in deliveries:
             delivery.subscription = subscription
             delivery.channel = channel
@@ -446,6 +451,8 @@ class Engine:
             delivery.control = intake
             try:
                 read_delivery(delivery, now)
+                if recall is not None and recall.remind(delivery):
+                    read_delivery(delivery, now)
             except Exception as error:  # noqa: BLE001 - one odd message must not stop its neighbours
                 delivery.extra = {_BAR: error}
             if delivery.message.key is None or enter(delivery):
@@ -469,7 +476,7 @@ class Engine:
         elif delivery.alone >= settings.crash_limit:
             detail = f"its handling ended with the process {delivery.alone} times while it ran alone"
             self._conclude(delivery, DeadLetter("crash_loop", detail))
-        elif delivery.hop >= settings.hop_limit:
+        elif delivery.hop >= settings.hop_limit and delivery.attempt >= settings.hop_limit:
             self._conclude(delivery, DeadLetter("hop_limit", f"{delivery.hop} copies of it have been made"))
         elif delivery.due and (left := delivery.due - self._clock.time()) > 0:
             self._wait_in_lane(delivery, min(left, settings.max_hold))
@@ -487,7 +494,15 @@ class Engine:
         """Give back, uncounted, what this version must not judge: a copy of a later one."""
         tell(self._hooks, Alarm(getattr(error, "code", "unreadable_copy"), str(error), delivery))
         _log.error("%s", error)
-        self._conclude(delivery, Retry(after=_BARRED, reason="barred", counts=False))
+        retry = Retry(after=_BARRED, reason="barred", counts=False)
+        if self.settings.order == "key":
+            self._conclude(delivery, retry)
+            return
+        self.settler.settle(
+            delivery, retry
+        )  # never by a copy: what this version cannot read it must not rewrite
+        if delivery.message.key is not None:
+            self._next(delivery)
 
     def _wake_worker(self) -> None:
         while self._idle:
@@ -514,6 +529,7 @@ class Engine:
         loop = asyncio.get_running_loop()
         ready = self._ready
         isolation = self._isolation
+        started = self._started
         time = loop.time
         turn = time()
         while not self._dismissed:
@@ -529,6 +545,10 @@ class Engine:
             if delivery.stopped is not None:
                 self._gone(delivery)
                 continue
+            if started is not None and delivery.position is not None:
+                partition, offset = delivery.position
+                if offset > started.get(partition, -1):
+                    started[partition] = offset
             try:
                 begun = self._begin(delivery)
                 if type(begun) is Ack and not task.cancelling() and delivery.stopped is None:
@@ -667,6 +687,8 @@ class Engine:
     def _conclude(self, delivery: Delivery, settlement: Settlement | None) -> None:
         """Hand a settlement on, and let the next of the key go where it may."""
         key_ordered = self.settings.order == "key"
+        if self._recall is not None and type(settlement) is Ack:
+            self._recall.forget(delivery)
         if type(settlement) is Ack:
             self.settler.settle(delivery, settlement)
         elif isinstance(settlement, DeadLetter):
@@ -681,7 +703,7 @@ class Engine:
         elif key_ordered:
             self._hold(delivery, settlement)
             return
-        elif settlement.counts:
+        elif settlement.counts or settlement.after > self._max_return:
             self.settler.copy(delivery, settlement)
         else:
             self.settler.settle(delivery, settlement)
@@ -719,6 +741,8 @@ class Engine:
             delivery.attempt += 1
             delivery.due = self._clock.time() + after
             self.settler.mark(delivery, mark_of(delivery, alone=delivery.alone))
+            if self._recall is not None:
+                self._recall.keep(delivery)
         if self._hooks:
             tell(self._hooks, Settled(delivery, retry, "held"))
         if not self._stopping:
@@ -736,6 +760,8 @@ class Engine:
 
     def _on_end(self, count: int) -> None:
         self.counts.out -= count
+        if self._changed:
+            self._tell_changed()
         if self._room is not None:
             self._more_room()
         if self._listener is not None:
@@ -743,6 +769,8 @@ class Engine:
 
     def _on_released(self, delivery: Delivery) -> None:
         """Let a key go on behind a dead letter, once its copy is safe or no longer ours to make."""
+        if self._recall is not None:
+            self._recall.forget(delivery)
         if self.settings.order == "key" and delivery.message.key is not None and not self._stopping:
             self._next(delivery)
 
@@ -757,17 +785,57 @@ class Engine:
     # -- loss
 
     async def _on_lost(self, deliveries: Sequence[Delivery], seconds: float) -> None:
-        """Drop what has not started, let the rest finish within the seconds, then cancel it."""
-        waiting = set(map(id, self._unstarted()))
-        self._lose([delivery for delivery in deliveries if id(delivery) in waiting])
+        """
+        Drop what must not start any more, let the rest finish within the seconds, then cancel it.
+
+        Off a log that is all that has not started. On a log what lies below the highest started offset of its partition
+        is finished too: the next owner would otherwise read it, and what is done above it, once more.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        self._lose(self._doomed(deliveries, deadline))
         if seconds > 0:
-            deadline = asyncio.get_running_loop().time() + seconds
-            await self._until_ended(lambda: map(id, deliveries), deadline)
-            await self.settler.flush(deliveries, deadline - asyncio.get_running_loop().time())
+            while self._pending(deliveries) and not self._hurried.is_set():
+                left = deadline - loop.time()
+                if left <= 0:
+                    break
+                await self._change(left)
+                self._lose(self._doomed(deliveries, deadline))
+            await self.settler.flush(deliveries, deadline - loop.time())
         self._lose(deliveries)
         for delivery in deliveries:
+            if self._started is not None and delivery.position is not None:
+                self._started.pop(delivery.position[0], None)
             if running := self._running.get(id(delivery)):
                 running[1].cancel()
+
+    def _pending(self, deliveries: Sequence[Delivery]) -> bool:
+        """Say whether one of these runs, or has still to start."""
+        if any(id(delivery) in self._running for delivery in deliveries):
+            return True
+        waiting = set(map(id, self._unstarted()))
+        return any(id(delivery) in waiting and delivery.stopped is None for delivery in deliveries)
+
+    def _doomed(self, deliveries: Sequence[Delivery], deadline: float) -> list[Delivery]:
+        """Return those that have not started and are not to start before they are lost."""
+        waiting = set(map(id, self._unstarted()))
+        unstarted = [delivery for delivery in deliveries if id(delivery) in waiting]
+        started = self._started
+        if started is None or deadline <= asyncio.get_running_loop().time():
+            return unstarted
+        late = {id(delivery) for delivery, timer in self._held.values() if timer.when() > deadline}
+        late.update(map(id, self._isolation.suspects))
+        # what waits behind one of these cannot start before it
+        keys = {delivery.message.key for delivery in unstarted if id(delivery) in late}
+        keys.discard(None)
+        return [
+            delivery
+            for delivery in unstarted
+            if id(delivery) in late
+            or delivery.message.key in keys
+            or delivery.position is None
+            or delivery.position[1] > started.get(delivery.position[0], -1)
+        ]
 
     def _lose(self, deliveries: Iterable[Delivery]) -> None:
         """Mark deliveries as somebody else's and forget those that wait."""

@@ -11,6 +11,7 @@ Only the attributes are parsed here. The data stays a slice of bytes; the endpoi
 
 import base64
 import binascii
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -58,23 +59,36 @@ def timestamp(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
-def lay(event: Event[bytes], form: Form, *, key: bytes | None, headers: tuple[Header, ...]) -> Message:
-    """Return the message that carries an event in that form. `plain` keeps the data only: id and type are lost."""
+def lay(
+    event: Event[bytes],
+    form: Form,
+    *,
+    key: bytes | None,
+    headers: tuple[Header, ...],
+    prefix: Literal["ce-", "ce_"] = "ce-",
+) -> Message:
+    """
+    Return the message that carries an event in that form. `plain` keeps the data only: id and type are lost.
+
+    Its `copy_id` stands for source and id together: two sources may use the same id, and a broker that drops
+    repeated sends must not take one for the other.
+    """
+    copy_id = _first_id(event)
     if form == "structured":
         return Message(
-            body=_structured(event), content_type=STRUCTURED, key=key, headers=headers, copy_id=event.id
+            body=_structured(event), content_type=STRUCTURED, key=key, headers=headers, copy_id=copy_id
         )
     if form == "binary":
-        return Message(
-            body=event.data,
-            content_type=event.datacontenttype,
-            key=key,
-            headers=_binary(event) + headers,
-            copy_id=event.id,
-        )
+        headers = _binary(event, prefix) + headers
     return Message(
-        body=event.data, content_type=event.datacontenttype, key=key, headers=headers, copy_id=event.id
+        body=event.data, content_type=event.datacontenttype, key=key, headers=headers, copy_id=copy_id
     )
+
+
+def _first_id(event: Event[bytes]) -> str:
+    digest = hashlib.blake2b(event.source.encode("utf-8", "surrogatepass"), digest_size=16)
+    digest.update(b"\0" + event.id.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 def _attributes(event: Event[bytes]) -> dict[str, str]:
@@ -97,9 +111,12 @@ def _structured(event: Event[bytes]) -> bytes:
     return head + b',"data_base64":"' + base64.b64encode(data) + b'"}'
 
 
-def _binary(event: Event[bytes]) -> tuple[Header, ...]:
+def _binary(event: Event[bytes], prefix: Literal["ce-", "ce_"]) -> tuple[Header, ...]:
+    """Return the attributes as headers: percent-encoded with `ce-`, as they are with Kafka's `ce_` (its CloudEvents binding)."""
     attributes = _attributes(event)
     attributes.pop("datacontenttype", None)
+    if prefix == "ce_":
+        return tuple((f"ce_{name}", value) for name, value in attributes.items())
     return tuple((f"ce-{name}", quote(value, safe=_SAFE)) for name, value in attributes.items())
 
 

@@ -149,7 +149,8 @@ class Publisher:
             identity = _random_id() if delivery is None else _derived_id(delivery, channel, event, key)
             event = replace(event, id=identity)
         _check_attributes(event)
-        carried = lay(event, form or self.form, key=key, headers=headers)
+        prefix = "ce-" if self.adapter is None else self.adapter.capabilities.attributes
+        carried = lay(event, form or self.form, key=key, headers=headers, prefix=prefix)
         self._check_size(carried)
         return event, carried
 

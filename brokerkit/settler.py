@@ -21,7 +21,7 @@ from typing import TypeVar
 from brokerkit.adapter import Adapter, Marks, Subscription
 from brokerkit.clock import SYSTEM, Clock
 from brokerkit.context import asked_to_stop
-from brokerkit.copies import STORY_ROOM, dead_copy, retry_copy
+from brokerkit.copies import STORY_ROOM, dead_copy, retry_copy, return_copy
 from brokerkit.delivery import Delivery
 from brokerkit.errors import (
     BrokerkitError,
@@ -60,7 +60,7 @@ class _Copy:
 
     def message(self) -> Message:
         if isinstance(self.settlement, Retry):
-            return retry_copy(self.delivery)
+            return retry_copy(self.delivery) if self.settlement.counts else return_copy(self.delivery)
         return dead_copy(self.delivery, room=_ROOMS[self.room])
 
 
@@ -141,7 +141,7 @@ class Settler:
         settles.append((delivery, settlement))
 
     def copy(self, delivery: Delivery, settlement: Retry | DeadLetter) -> None:
-        """Send the copy that a counted retry or a dead letter asks for, then ack the original."""
+        """Send the copy that a retry, a long return or a dead letter asks for, then ack the original."""
         if isinstance(settlement, DeadLetter):
             self._judge(delivery, settlement)
         self._copies.append(_Copy(delivery, settlement))
@@ -428,10 +428,7 @@ class Settler:
     def _copied(self, copy: _Copy) -> None:
         delivery = copy.delivery
         self._free(copy)
-        self._ends[id(delivery)] = (
-            copy.settlement,
-            "retry" if isinstance(copy.settlement, Retry) else "dead",
-        )
+        self._ends[id(delivery)] = (copy.settlement, _outcome_of(copy.settlement))
         self.settle(delivery, ACK)
         self._on_released(delivery)
 
@@ -450,6 +447,11 @@ class Settler:
 
     def _not_copied(self, copy: _Copy, error: SendError) -> None:
         copy.tries += 1
+        if isinstance(error, TooLarge) and isinstance(copy.settlement, Retry) and not copy.settlement.counts:
+            self._free(copy)
+            self.settle(copy.delivery, copy.settlement)
+            self._on_released(copy.delivery)
+            return
         if isinstance(error, TooLarge) and self._shrink(copy):
             self._copy_again(copy)
             return
@@ -463,7 +465,7 @@ class Settler:
         self._call_later(copy.delivery, copy.tries, lambda: self._copy_again(copy))
 
     def _shrink(self, copy: _Copy) -> bool:
-        """Make the story of a copy that does not fit shorter; a retry that cannot fit becomes a dead letter."""
+        """Make the story of a copy that does not fit shorter; a counted retry that cannot fit becomes a dead letter."""
         if isinstance(copy.settlement, Retry):
             copy.settlement = DeadLetter(
                 "too_large", "the copy for its retry is above the broker's size limit"
@@ -486,6 +488,12 @@ def _backoff(tries: int) -> float:
     """Return a wait in seconds with full jitter above a floor, at most 30."""
     ceiling = min(_LONGEST, 0.05 * 2 ** min(tries, 12))
     return random.uniform(ceiling / 4, ceiling)  # noqa: S311 - jitter
+
+
+def _outcome_of(settlement: Retry | DeadLetter) -> str:
+    if isinstance(settlement, DeadLetter):
+        return "dead"
+    return "retry" if settlement.counts else "return"
 
 
 def _after(copy: _Copy) -> float:

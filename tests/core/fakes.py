@@ -5,6 +5,7 @@ A scripted broker of one group, for tests of the engine and the settler: determi
 import asyncio
 import functools
 import json
+import math
 from bisect import insort
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -87,6 +88,7 @@ class Stored:
     arrivals: int = 0
     returns: int = 0
     mark: bytes | None = None
+    partition: str = "0"
 
     def __lt__(self, other: "Stored") -> bool:
         return self.seq < other.seq
@@ -131,7 +133,7 @@ class FakeSubscription:
             stored.seq,
             arrivals=stored.arrivals,
             returns=stored.returns,
-            position=("0", stored.seq),
+            position=(stored.partition, stored.seq),
             mark=stored.mark,
         )
         self.out[delivery] = stored
@@ -242,6 +244,8 @@ class FakeAdapter:
     """
 
     marks: bool = True
+    log: bool = False
+    max_return: float = math.inf
     batch: int = 1000
     max_delay: float = 43200.0
     queue: list[Stored] = field(default_factory=list[Stored])
@@ -271,10 +275,11 @@ class FakeAdapter:
             processes=True,
             counts_arrivals=True,
             marks=self.marks,
-            log=False,
+            log=self.log,
             lease=None,
             max_delay=self.max_delay,
             max_message=1 << 20,
+            max_return=self.max_return,
         )
 
     @property
@@ -330,11 +335,13 @@ class FakeAdapter:
         arrivals: int = 0,
         returns: int = 0,
         mark: bytes | None = None,
+        partition: str = "0",
     ) -> None:
         """Store messages; the address is the channel unless given."""
         for message in messages:
             self.seq += 1
-            stored = Stored(message, address or Address(CHANNEL), self.seq, arrivals, returns, mark)
+            to = address or Address(CHANNEL)
+            stored = Stored(message, to, self.seq, arrivals, returns, mark, partition)
             self._later(stored, after)
 
     def put_back(self, stored: Stored, *, polite: bool, after: float = 0) -> None:

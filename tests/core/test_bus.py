@@ -257,7 +257,7 @@ class TestPublishing:
             failing = Failing(bus, "send", [first, first, None])
             event = await bus.publish("orders", OrderPlaced())
             assert len(failing.calls) == 3
-            assert {message.copy_id for message in failing.messages} == {event.id}
+            assert len({message.copy_id for message in failing.messages}) == 1
             assert await ids_in(bus, "orders") == [event.id]
 
     @virtual

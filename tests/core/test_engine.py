@@ -7,6 +7,7 @@ The engine, over a scripted broker and without any time passing.
 
 import asyncio
 import contextlib
+import functools
 import json
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -286,6 +287,43 @@ class TestRetry:
             assert [delivery.attempt for delivery, _ in rig.adapter.settled] == [1, 1, 1]
 
     @virtual
+    async def test_a_return_longer_than_the_adapter_takes_is_a_copy_with_the_same_attempt(self) -> None:
+        async with Rig(fail_first(1, 6.0, counts=False), adapter=FakeAdapter(max_return=5.0)) as rig:
+            rig.adapter.put(event_message("e"))
+            await until(lambda: len(rig.begun) == 2)
+            await rig.quiet()
+            ((to, copy, after),) = rig.adapter.sent
+            assert (to, after) == (INLET, 6.0)
+            assert (copy.header("bk-attempt"), copy.header("bk-hop")) == ("1", "1")
+            assert rig.begun == ["e", "e"]
+            assert rig.outcomes == [("e", "return"), ("e", "ack")]
+
+    @virtual
+    async def test_two_long_returns_in_a_row_are_two_copies_with_different_ids(self) -> None:
+        async with Rig(fail_first(2, 6.0, counts=False), adapter=FakeAdapter(max_return=5.0)) as rig:
+            rig.adapter.put(event_message("e"))
+            await until(lambda: len(rig.begun) == 3)
+            await rig.quiet()
+            assert len({copy.copy_id for _, copy, _ in rig.adapter.sent}) == 2
+            assert rig.begun == ["e"] * 3
+
+    @virtual
+    async def test_a_long_return_that_does_not_fit_into_a_copy_is_one_at_the_boundary(self) -> None:
+        def refuse(to: Address, message: Message) -> TooLarge:
+            return TooLarge("full")
+
+        adapter = FakeAdapter(max_return=5.0, on_send=refuse)
+        async with Rig(fail_first(1, 6.0, counts=False), adapter=adapter) as rig:
+            rig.adapter.put(event_message("e"))
+            await until(lambda: len(rig.begun) == 2)
+            await rig.quiet()
+            assert not adapter.dead
+            assert [
+                settlement.after for _, settlement in adapter.settled if isinstance(settlement, Retry)
+            ] == [6.0]
+            assert rig.begun == ["e", "e"]
+
+    @virtual
     async def test_in_order_a_retry_holds_its_key_and_only_its_key(self) -> None:
         async with Rig(fail_first(1, 10.0), order="key") as rig:
             rig.adapter.put(event_message("a0", "a"), event_message("b0", "b"), event_message("a1", "a"))
@@ -376,6 +414,161 @@ class TestRetry:
             await asyncio.sleep(60)
             assert rig.begun == ["a"]
             assert rig.engine.counts.out == 0
+
+
+class TestRecall:
+    """Where the broker keeps no marks."""
+
+    def more_than(self, attempts: Sequence[int], count: int) -> bool:
+        return len(attempts) > count
+
+    @virtual
+    async def test_in_order_the_count_of_tries_outlives_a_reconnect(self) -> None:
+        attempts: list[int] = []
+
+        async def handler(delivery: Delivery) -> Settlement:
+            attempts.append(delivery.attempt)
+            return Retry(10.0) if delivery.attempt < 4 else ACK
+
+        async with Rig(handler, adapter=FakeAdapter(marks=False), order="key") as rig:
+            rig.adapter.put(event_message("e", "k"))
+            for tries in range(3):
+                await until(functools.partial(self.more_than, attempts, tries))
+                await turns()
+                await rig.adapter.subscription.disconnect()
+            await rig.quiet()
+            assert attempts == [1, 2, 3, 4]
+
+    @virtual
+    async def test_what_is_done_is_forgotten_so_that_the_same_event_begins_again(self) -> None:
+        attempts: list[int] = []
+
+        async def handler(delivery: Delivery) -> Settlement:
+            attempts.append(delivery.attempt)
+            return Retry(1.0) if delivery.attempt < 2 else ACK
+
+        async with Rig(handler, adapter=FakeAdapter(marks=False), order="key") as rig:
+            for _ in range(2):
+                rig.adapter.put(event_message("e", "k"))
+                await rig.quiet()
+            assert attempts == [1, 2, 1, 2]
+
+    @virtual
+    async def test_a_redriven_event_begins_at_attempt_one(self) -> None:
+        attempts: list[int] = []
+
+        async def handler(delivery: Delivery) -> Settlement:
+            attempts.append(delivery.attempt)
+            return Retry(1.0) if delivery.attempt < 2 else DeadLetter()
+
+        async with Rig(handler, adapter=FakeAdapter(marks=False), order="key") as rig:
+            rig.adapter.put(event_message("e", "k"))
+            await rig.quiet()
+            rig.adapter.put(event_message("e", "k", headers=(("bk-run", "1"),)), address=INLET)
+            await rig.quiet()
+            assert attempts == [1, 2, 1, 2]
+
+
+class TestLossOfAPartition:
+    """On a log: what lies below the highest started offset is finished, what lies above it is dropped."""
+
+    @virtual
+    async def test_what_lies_below_the_highest_started_offset_is_finished_and_the_rest_never_starts(
+        self,
+    ) -> None:
+        async with Rig(
+            sleeper(1), adapter=FakeAdapter(log=True), order="key", concurrency=2, prefetch=16
+        ) as rig:
+            # a0 and b3 start; a1 and a2 wait behind a0, below b3; b4 and b5 lie above
+            for number, key in enumerate("aaabbb"):
+                rig.adapter.put(event_message(f"{key}{number}", key))
+            await until(lambda: len(rig.running) == 2)
+            await self.lose_all(rig, 10)
+            assert sorted(rig.begun) == ["a0", "a1", "a2", "b3"]
+            assert sorted(name_of(delivery) for delivery, _ in rig.adapter.settled) == [
+                "a0",
+                "a1",
+                "a2",
+                "b3",
+            ]
+
+    @virtual
+    async def test_the_handlers_that_never_suspend_count_as_started_too(self) -> None:
+        async def handler(delivery: Delivery) -> Settlement:
+            if name_of(delivery).startswith("a"):
+                await asyncio.sleep(1)
+            return ACK
+
+        async with Rig(
+            handler, adapter=FakeAdapter(log=True), order="key", concurrency=4, prefetch=16
+        ) as rig:
+            for number, key in enumerate("aabbb"):
+                rig.adapter.put(event_message(f"{key}{number}", key))
+            await until(lambda: len(rig.ended) == 3)
+            await self.lose_all(rig, 10)
+            assert sorted(rig.begun) == ["a0", "a1", "b2", "b3", "b4"]
+
+    @virtual
+    async def test_partitions_are_judged_apart(self) -> None:
+        async with Rig(
+            sleeper(1), adapter=FakeAdapter(log=True), order="key", concurrency=2, prefetch=16
+        ) as rig:
+            rig.adapter.put(event_message("p0", "a"), event_message("p1", "a"), partition="p")
+            rig.adapter.put(event_message("q2", "b"), event_message("q3", "b"), partition="q")
+            await until(lambda: len(rig.running) == 2)
+            await self.lose_all(rig, 10)
+            assert sorted(rig.begun) == ["p0", "q2"]
+
+    @virtual
+    async def test_a_retry_that_is_due_after_the_seconds_is_dropped_at_once_with_what_waits_behind_it(
+        self,
+    ) -> None:
+        async def handler(delivery: Delivery) -> Settlement:
+            await asyncio.sleep(1)
+            return Retry(60.0) if name_of(delivery) == "a0" else ACK
+
+        async with Rig(
+            handler, adapter=FakeAdapter(log=True), order="key", concurrency=4, prefetch=16
+        ) as rig:
+            for number, key in enumerate("aab"):
+                rig.adapter.put(event_message(f"{key}{number}", key))
+            await until(lambda: rig.ended == ["a0", "b2"])
+            await turns()
+            start = asyncio.get_running_loop().time()
+            await self.lose_all(rig, 10)
+            assert asyncio.get_running_loop().time() - start < 1
+            await asyncio.sleep(100)
+            assert rig.begun == ["a0", "b2"]
+
+    @virtual
+    async def test_a_retry_that_is_due_within_the_seconds_is_finished(self) -> None:
+        async with Rig(
+            fail_first(1, 3.0), adapter=FakeAdapter(log=True), order="key", concurrency=4, prefetch=16
+        ) as rig:
+            rig.adapter.put(event_message("a0", "a"))
+            await until(lambda: rig.ended == ["a0"])
+            await turns()
+            await self.lose_all(rig, 10)
+            assert rig.begun == ["a0", "a0"]
+            assert len(rig.adapter.settled) == 1
+
+    @virtual
+    async def test_without_seconds_nothing_more_starts(self) -> None:
+        async with Rig(
+            sleeper(1), adapter=FakeAdapter(log=True), order="key", concurrency=2, prefetch=16
+        ) as rig:
+            for number, key in enumerate("aab"):
+                rig.adapter.put(event_message(f"{key}{number}", key))
+            await until(lambda: len(rig.running) == 2)
+            await self.lose_all(rig, 0)
+            await asyncio.sleep(10)
+            assert sorted(rig.begun) == ["a0", "b2"]
+            assert not rig.adapter.settled
+
+    async def lose_all(self, rig: Rig, seconds: float) -> None:
+        """Tell the engine, and hand out nothing more."""
+        await rig.engine._on_lost(list(rig.adapter.subscription.out), seconds)
+        rig.adapter.queue.clear()
 
 
 class TestDeadLetters:
@@ -1838,14 +2031,25 @@ class TestVersionsAndLoops:
             assert rig.begun == ["first", "last"]
 
     @virtual
-    async def test_an_event_that_has_been_copied_too_often_is_dead_lettered_without_running(self) -> None:
+    async def test_an_event_that_has_been_retried_too_often_is_dead_lettered_without_running(self) -> None:
         async with Rig(hop_limit=5) as rig:
             for hop in (4, 5):
-                rig.adapter.put(event_message(f"hop{hop}", headers=(("bk-hop", str(hop)),)), address=INLET)
+                headers = (("bk-hop", str(hop)), ("bk-attempt", str(hop)))
+                rig.adapter.put(event_message(f"hop{hop}", headers=headers), address=INLET)
             await rig.quiet()
             assert rig.begun == ["hop4"]
             (dead,) = rig.adapter.dead
             assert json.loads(str(dead.header("bk-story")))[-1]["dead"] == "hop_limit"
+
+    @virtual
+    async def test_copies_that_cost_no_attempt_never_lead_to_a_dead_letter(self) -> None:
+        async with Rig(hop_limit=5) as rig:
+            rig.adapter.put(
+                event_message("often", headers=(("bk-hop", "70"), ("bk-attempt", "2"))), address=INLET
+            )
+            await rig.quiet()
+            assert rig.begun == ["often"]
+            assert not rig.adapter.dead
 
     @virtual
     async def test_headers_on_a_message_from_the_channel_are_not_believed(self) -> None:

@@ -1,6 +1,7 @@
 import json
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import pytest
 from cloudevents.core.bindings import http as oracle
@@ -90,16 +91,43 @@ headers_like = st.lists(
 keys = st.none() | st.binary(max_size=5)
 
 
-@given(events, st.sampled_from(["structured", "binary"]), keys, headers_like.map(tuple))
+@given(
+    events,
+    st.sampled_from(["structured", "binary"]),
+    keys,
+    headers_like.map(tuple),
+    st.sampled_from(["ce-", "ce_"]),
+)
 @examples(120)
 def test_an_event_comes_back_as_it_was(
-    event: Event[bytes], form: Form, key: bytes | None, headers: tuple[Header, ...]
+    event: Event[bytes],
+    form: Form,
+    key: bytes | None,
+    headers: tuple[Header, ...],
+    prefix: Literal["ce-", "ce_"],
 ) -> None:
-    message = lay(event, form, key=key, headers=headers)
+    message = lay(event, form, key=key, headers=headers, prefix=prefix)
 
     assert open_event(message, stranger) == event
-    assert (message.key, message.copy_id) == (key, event.id)
+    assert message.key == key
     assert message.headers[len(message.headers) - len(headers) :] == headers
+
+
+@given(events, st.sampled_from(["structured", "binary"]))
+@examples(20)
+def test_the_id_of_a_first_publish_stands_for_source_and_id_together(event: Event[bytes], form: Form) -> None:
+    def copy_id(**changes: Any) -> str | None:
+        return lay(replace(event, **changes), form, key=None, headers=()).copy_id
+
+    assert copy_id(data=b"other") == copy_id()
+    assert len({copy_id(), copy_id(id=event.id + "x"), copy_id(source=event.source + "x")}) == 3
+
+
+def test_kafka_s_prefix_stands_before_attributes_that_are_not_encoded() -> None:
+    event = Event(id="é 1", source="s", type="t", data=b"x", datacontenttype="text/plain")
+    message = lay(event, "binary", key=None, headers=(), prefix="ce_")
+    assert ("ce_id", "é 1") in message.headers
+    assert not any(name.startswith("ce-") for name, _ in message.headers)
 
 
 @given(events, keys, headers_like.map(tuple))
@@ -110,7 +138,11 @@ def test_a_plain_message_carries_the_data_and_nothing_else(
     message = lay(event, "plain", key=key, headers=headers)
 
     assert message == Message(
-        body=event.data, content_type=event.datacontenttype, key=key, headers=headers, copy_id=event.id
+        body=event.data,
+        content_type=event.datacontenttype,
+        key=key,
+        headers=headers,
+        copy_id=message.copy_id,
     )
 
 

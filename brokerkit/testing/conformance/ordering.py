@@ -198,7 +198,7 @@ class Ordering:
         assert by_key(await member.take(160, ack=True)) == all_of(range(10))
         await member.ack(held)
 
-    @needs("order_key")
+    @needs("order_key", "key_returns")
     async def test_a_return_comes_before_the_newer_ones_of_its_key(self, bench: Bench) -> None:
         member = await bench.member(order="key")
         await bench.send(bench.first, bench.name(), [text(str(number), "k") for number in range(4)])
@@ -206,7 +206,7 @@ class Ordering:
         await member.subscription.settle([(delivery, Retry()) for delivery in taken])
         assert bodies(await member.take(4, ack=True)) == ["0", "1", "2", "3"]
 
-    @needs("order_key")
+    @needs("order_key", "key_returns")
     async def test_what_waits_for_its_return_holds_its_key_and_no_other(self, bench: Bench) -> None:
         member = await bench.member(order="key")
         await bench.send(bench.first, bench.name(), [text(str(number), "k") for number in range(4)])

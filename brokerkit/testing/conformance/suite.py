@@ -22,8 +22,11 @@ from brokerkit.testing.conformance.settlement import Settlement
 
 __all__ = ["AdapterConformance", "switched_off"]
 
-_ELSEWHERE = frozenset({"log", "processes"})
-"""Capabilities that the tests read instead of needing: `log` loosens them, `processes` takes real ones."""
+_ELSEWHERE = frozenset({"log", "processes", "max_return", "attributes"})
+"""
+Capabilities that the tests read instead of needing: `log` loosens them, `processes` takes real ones; the last two tell the
+core what to send.
+"""
 
 
 class AdapterConformance(Sending, Groups, Settlement, Marking, Ordering, Delay, DeadPlace, Lifecycle):
