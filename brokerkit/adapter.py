@@ -23,6 +23,7 @@ __all__ = [
     "Browses",
     "Capabilities",
     "Describes",
+    "Identifies",
     "Marks",
     "Measurement",
     "Measures",
@@ -71,6 +72,8 @@ class Capabilities:
     key_returns: with `order="key"` a `Retry` holds its key at the boundary too. The engine never sends one there (the lane
         holds it); where this is False an adapter need not know how.
     attributes: what stands before the names of CloudEvents attributes in headers, in the broker's binary mode.
+    limits: what this broker, in this version, falls short of: names out of `brokerkit.testing.conformance.LIMITS`, a closed
+        list. May be known only after `connect`.
     """
 
     order_key: bool
@@ -85,6 +88,7 @@ class Capabilities:
     max_return: float = math.inf
     key_returns: bool = True
     attributes: Literal["ce-", "ce_"] = "ce-"
+    limits: frozenset[str] = frozenset()
 
 
 class Subscription(Protocol):
@@ -232,6 +236,16 @@ class Describes(Protocol):
 
     def commands(self, places: Sequence[tuple[Address, Start, Order]]) -> Sequence[str]:
         """Return the shell commands that make what a list of addresses needs; nothing is connected to."""
+        ...
+
+
+@runtime_checkable
+class Identifies(Protocol):
+    """Optional: say which product and version answers."""
+
+    @property
+    def server(self) -> str:
+        """Return product and version, such as `RabbitMQ 3.10.8`; known after `connect`."""
         ...
 
 

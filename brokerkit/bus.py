@@ -324,9 +324,34 @@ class Bus(Router):
                     stack.push_async_callback(pattern.close)
 
     async def _provision(self, consumptions: Sequence[Consumption]) -> None:
-        if self._provisioning == "off" or not isinstance(self.adapter, Provisions):
+        if self._provisioning == "off":
             return
-        places: list[tuple[Address, Start, Order]] = [
+        missing = await self._provisioned(self._places(consumptions), create=self._provisioning == "create")
+        if missing and self._provisioning == "verify":
+            message = f"missing at {redacted(self.url)}: {', '.join(missing)}; create them, or use provisioning='create'"
+            raise NotFound(message)
+
+    def places(self) -> list[tuple[Address, Start, Order]]:
+        """Return the inlets that the handlers need at the broker, with where a new group starts and its order."""
+        return self._places(self.consumptions())
+
+    async def provision(self, *, create: bool) -> Sequence[str]:
+        """
+        Create what the handlers need at the broker, or with `create=False` only look; returns what was missing.
+
+        The bus is connected. Where a broker needs nothing made beforehand, nothing is missing. Raises what the broker
+        says, `Unauthorised` for one.
+        """
+        return await self._provisioned(self.places(), create=create)
+
+    async def _provisioned(
+        self, places: Sequence[tuple[Address, Start, Order]], *, create: bool
+    ) -> Sequence[str]:
+        adapter = self.adapter
+        return await adapter.provision(places, create=create) if isinstance(adapter, Provisions) else ()
+
+    def _places(self, consumptions: Sequence[Consumption]) -> list[tuple[Address, Start, Order]]:
+        return [
             (
                 Address(with_prefix(self.prefix, each.channel), each.group, "inlet"),
                 each.settings.start,
@@ -334,10 +359,6 @@ class Bus(Router):
             )
             for each in consumptions
         ]
-        missing = await self.adapter.provision(places, create=self._provisioning == "create")
-        if missing and self._provisioning == "verify":
-            message = f"missing at {redacted(self.url)}: {', '.join(missing)}; create them, or use provisioning='create'"
-            raise NotFound(message)
 
     async def _start_engines(self, consumptions: Sequence[Consumption], state: Mapping[str, Any]) -> None:
         alone = asyncio.Lock()

@@ -30,7 +30,11 @@ COMMANDS: Final[Mapping[str, Lazy]] = {
     "publish": Lazy("brokerkit.cli.publish", "Publish events."),
     "tail": Lazy("brokerkit.cli.tail", "Watch a channel without taking anything from it."),
     "dlq": Lazy("brokerkit.cli.dlq", "Look at dead letters, send them back, or discard them."),
+    "provision": Lazy(
+        "brokerkit.cli.provision", "Create at the broker what an application needs, or show how."
+    ),
     "demo": Lazy("brokerkit.cli.demo", "Run the main job with real input, and count what arrived."),
+    "conformance": Lazy("brokerkit.cli.conformance", "Check the promise against a broker of yours."),
     "bench": Lazy("brokerkit.cli.bench", "Measure publishing and consuming."),
 }
 """Each module has a click command under the command's own name."""

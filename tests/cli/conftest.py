@@ -41,6 +41,13 @@ class Denied(Walled):
         raise Unauthorised(f"{self.where} does not let us in")
 
 
+class Made(Walled):
+    """Its places are made by an operator, with these commands."""
+
+    def commands(self, places):
+        return [f"make {at} {start} {order}" for at, start, order in places]
+
+
 class Taking:
     """A broker that hands a message out only by taking it: no browsing, no counting."""
 
@@ -103,7 +110,7 @@ def brokerkit() -> Brokerkit:
 
 @pytest.fixture
 def adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Install adapters of a third party: walled://, denied:// and taking://."""
+    """Install adapters of a third party: walled://, denied://, taking:// and made://."""
     site = tmp_path / "site"
     info = site / "third_party-1.0.dist-info"
     info.mkdir(parents=True)
@@ -114,6 +121,7 @@ def adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "walled = third_party_adapters:Walled\n"
         "denied = third_party_adapters:Denied\n"
         "taking = third_party_adapters:Taking\n"
+        "made = third_party_adapters:Made\n"
     )
     monkeypatch.setattr(sys, "path", [str(site), *sys.path])
     monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)

@@ -22,6 +22,8 @@ OURS: Final = [
     ("dlq", "show"),
     ("dlq", "redrive"),
     ("dlq", "discard"),
+    ("provision",),
+    ("conformance",),
 ]
 
 

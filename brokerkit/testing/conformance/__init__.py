@@ -29,6 +29,7 @@ _PARTS = (
     "delay",
     "groups",
     "lifecycle",
+    "live",
     "log",
     "marks",
     "ordering",

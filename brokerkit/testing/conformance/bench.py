@@ -42,6 +42,7 @@ class Bench:
         self.harness = harness
         self.patience = harness.patience
         self.run = secrets.token_hex(4)
+        self.figures: list[tuple[str, object]] = []
         self._first: Adapter | None = None
         self._adapters: list[Adapter] = []
         self._elsewhere: list[Elsewhere] = []
@@ -90,6 +91,10 @@ class Bench:
         """The harness, as one that restarts."""
         assert isinstance(self.harness, Restarts)
         return self.harness
+
+    def figure(self, name: str, value: float) -> None:
+        """Keep a measured figure, for the table of guarantees; no test judges by it."""
+        self.figures.append((f"figure:{name}", round(value, 4)))
 
     def spared(self, limit: str) -> bool:
         """Return whether the harness claims this limit."""

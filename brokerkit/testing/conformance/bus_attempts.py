@@ -154,6 +154,7 @@ class Attempts:
         others = [note.at for note in bench.log.of("begin", who="bus") if note.key != "waits"]
         assert min(others) < min(again.values())
         for name, at in again.items():
+            bench.figure(f"retry with order={order!r}, seconds late", at - failed[name] - float(name))
             assert -0.001 <= at - failed[name] - float(name) <= bench.lateness, name
         assert {note.attempt for note in bench.log.of("begin", who="other")} == {1}
         order_of_waits = [

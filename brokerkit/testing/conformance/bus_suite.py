@@ -44,5 +44,6 @@ class BusConformance(Handling, Attempts, BusOrdering, BusDeadLetters, Crashes, P
             if reason := why_off(request.function, adapter.capabilities, (adapter, harness), harness.limits):
                 pytest.skip(reason)
             yield bench
+            request.node.user_properties += bench.figures
         finally:
             await bench.close()

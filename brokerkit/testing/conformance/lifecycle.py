@@ -178,6 +178,7 @@ class Lifecycle:
         await bench.send(adapter, bench.name(), ["1", "2"])
         (held,) = await member.take(1)
         await bench.restarts.restart()
+        up = asyncio.get_running_loop().time()
         try:
             await member.some(0.5)
         except ConnectionLost:
@@ -186,6 +187,9 @@ class Lifecycle:
             await member.close()
         again = await bench.member(adapter=adapter)
         await eventually(lambda: sends(adapter, bench), bench.patience, "a send that is confirmed")
+        bench.figure(
+            "restart: seconds until a send is confirmed again", asyncio.get_running_loop().time() - up
+        )
         expected = {"1", "2", "3"} if bench.capabilities.durable else {"3"}
         seen: set[str] = set()
         while not expected <= seen:

@@ -22,10 +22,10 @@ from brokerkit.testing.conformance.settlement import Settlement
 
 __all__ = ["AdapterConformance", "switched_off"]
 
-_ELSEWHERE = frozenset({"log", "processes", "max_return", "attributes"})
+_ELSEWHERE = frozenset({"log", "processes", "max_return", "attributes", "limits"})
 """
-Capabilities that the tests read instead of needing: `log` loosens them, `processes` takes real ones; the last two tell the
-core what to send.
+Capabilities that the tests read instead of needing: `log` loosens them, `processes` takes real ones, `max_return` and
+`attributes` tell the core what to send, `limits` is what a harness hands on.
 """
 
 
@@ -53,6 +53,7 @@ class AdapterConformance(Sending, Groups, Settlement, Marking, Ordering, Delay, 
             if reason := why_off(request.function, adapter.capabilities, (adapter, harness), harness.limits):
                 pytest.skip(reason)
             yield bench
+            request.node.user_properties += bench.figures
         finally:
             await bench.close()
 
