@@ -7,18 +7,25 @@ Dead letters through the bus: what gets there, with which story, and the way bac
 
 import asyncio
 import json
+import re
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
+import pytest
 from tenacity import wait_none
 
 from brokerkit.bus import Bus
 from brokerkit.delivery import Delivery
+from brokerkit.errors import TooLarge
 from brokerkit.message import Message
 from brokerkit.patterns import retry
 from brokerkit.publisher import Outgoing
+from brokerkit.settlement import DeadLetter, Retry
 from brokerkit.testing.conformance.actor import Deed, Plan
 from brokerkit.testing.conformance.bench import eventually
 from brokerkit.testing.conformance.bus_bench import BusBench
+from brokerkit.testing.conformance.gate import needs
 from brokerkit.testing.conformance.log import note_of
 from brokerkit.testing.conformance.through import Through
 
@@ -143,6 +150,86 @@ class BusDeadLetters:
         bench.once(bench.log.ids("end", who="other"), sent)
         assert await bench.letters(channel, "fails") == []
         await bench.nothing_left(channel, "fails")
+
+    async def test_one_that_dies_and_is_redriven_and_dies_and_is_redriven_at_once_is_handled_in_the_end(
+        self, bench: BusBench
+    ) -> None:
+        """All four copies lie within the seconds in which brokers drop repeated ids."""
+        channel = bench.name()
+        bus = await bench.bus("dies")
+        runs: list[int] = []
+
+        @bus.subscriber(channel, group="g")
+        async def handle(delivery: Delivery) -> DeadLetter | None:
+            runs.append(delivery.run)
+            return DeadLetter("again") if delivery.run < 2 else None
+
+        sent = {str(n) for n in range(5)}
+        async with bench.consuming(bus):
+            begin = time.monotonic()
+            await bench.publish(channel, [Deed(n=n).outgoing("k") for n in range(5)])
+            for run in range(2):
+                await bench.log.all_of(sent, "dead", run=run)
+                outcomes = await bench.dead_letters(channel).redrive()
+                assert {(each.id, each.result) for each in outcomes} == {(each, "redriven") for each in sent}
+            await bench.log.all_of(sent, "ack")
+            bench.figure("died and redriven twice: seconds in all", time.monotonic() - begin)
+        if not bench.spared("acked-may-return"):
+            assert sorted(runs) == [0] * 5 + [1] * 5 + [2] * 5
+        assert await bench.letters(channel) == []
+        await bench.nothing_left(channel)
+
+    async def test_two_returns_by_copy_in_a_row_lose_nothing_and_cost_no_attempt(
+        self, bench: BusBench
+    ) -> None:
+        channel = bench.name()
+        bus = await bench.bus("returns")
+        assert isinstance(bus.adapter, Through)
+        bus.adapter.capabilities = replace(bus.adapter.capabilities, max_return=0.0)
+        seen: list[tuple[str, int, int]] = []
+
+        @bus.subscriber(channel, group="g")
+        async def handle(delivery: Delivery) -> Retry | None:
+            seen.append((delivery.event.id, delivery.attempt, delivery.hop))
+            return Retry(0.2, "not now", counts=False) if delivery.hop < 2 else None
+
+        sent = {str(n) for n in range(5)}
+        async with bench.consuming(bus):
+            await bench.publish(channel, [Deed(n=n).outgoing() for n in range(5)])
+            await bench.log.all_of(sent, "ack")
+        if not bench.spared("acked-may-return"):
+            assert sorted(seen) == [(name, 1, hop) for name in sorted(sent) for hop in range(3)]
+        assert {attempt for _, attempt, _ in seen} == {1}
+        assert await bench.letters(channel) == []
+        await bench.nothing_left(channel)
+
+    @needs("max_message")
+    async def test_a_message_at_the_limit_of_publishing_is_dead_lettered_whole_and_redriven(
+        self, bench: BusBench
+    ) -> None:
+        channel = bench.name()
+        bus = await bench.bus("full")
+        handled: list[bytes] = []
+
+        @bus.subscriber(channel, group="g")
+        async def handle(delivery: Delivery) -> DeadLetter | None:
+            handled.append(delivery.event.data)
+            return None if delivery.run else DeadLetter("too much", "x" * 2000)
+
+        publisher = await bench.publisher()
+        room = bench.capabilities.max_message
+        with pytest.raises(TooLarge) as refused:
+            await publisher.publish(channel, b"x" * room, id="full", type="blob")
+        excess, limit = (int(each) for each in re.findall(r"\d+", str(refused.value))[:2])
+        data = b"x" * ((room - (excess - limit)) // 4 * 3 - 4)  # bytes travel as base64 in a structured event
+        async with bench.consuming(bus):
+            await publisher.publish(channel, data, id="full", type="blob")
+            await bench.log.all_of({"full"}, "dead")
+            (letter,) = await bench.letters(channel)
+            assert (letter.id, letter.reason) == ("full", "too much")
+            await bench.dead_letters(channel).redrive()
+            await bench.log.all_of({"full"}, "ack")
+        assert set(handled) == {data}
 
     async def test_a_redriven_letter_keeps_its_story(self, bench: BusBench) -> None:
         channel = bench.name()
