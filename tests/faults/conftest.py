@@ -1,0 +1,97 @@
+"""
+The brokers of the fault tests: real servers of their own, under our control.
+"""
+
+import asyncio
+import os
+import secrets
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from brokerkit.bus import Bus
+from brokerkit.sandbox import Server
+
+LONG: Final = os.environ.get("FAULT_SCALE") == "1"
+SERVERS: Final = ("kafka", "rabbitmq", "nats", "sqs")
+OPTIONS: Final[Mapping[str, str]] = {
+    "kafka": "",
+    "rabbitmq": "heartbeat=2",
+    "nats": "",
+    "sqs": "lease=10&poll=1",
+}
+
+
+def scaled(full: int) -> int:
+    """Return the size of a scenario: a tenth in every run, full with FAULT_SCALE=1."""
+    return full if LONG else full // 10
+
+
+@dataclass(eq=False)
+class Broker:
+    """One broker under test. `server` is None where there is none to stop."""
+
+    name: str
+    url: str
+    server: Server | None
+    prefix: str = field(default_factory=lambda: f"t{secrets.token_hex(4)}")
+    buses: list[Bus] = field(default_factory=list[Bus])
+
+    def bus(self, name: str = "faults", *, publish_timeout: float = 30.0, grace: float = 10.0) -> Bus:
+        """Return a bus with an adapter of its own."""
+        bus = Bus(self.url, name=name, prefix=self.prefix, publish_timeout=publish_timeout, grace=grace)
+        self.buses.append(bus)
+        return bus
+
+    @property
+    def machine(self) -> Server:
+        """The server, where there is one."""
+        assert self.server is not None
+        return self.server
+
+    async def restart(self, how: str) -> float:
+        """Stop it by `SIGTERM` or `SIGKILL` and start it again; return the loop's time at which it answered."""
+        await asyncio.to_thread(self.machine.kill if how == "SIGKILL" else self.machine.stop)
+        await asyncio.to_thread(self.machine.start)
+        return asyncio.get_running_loop().time()
+
+
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """Each real server in turn; whatever a test did to it, the next one finds it running."""
+    found: Server = request.getfixturevalue(f"{request.param}_server")
+    yield found
+    if found.alive:
+        found.thaw()
+    else:
+        found.start()
+
+
+@pytest.fixture
+async def broker(server: Server) -> AsyncIterator[Broker]:
+    """A broker that can be stopped, killed and frozen."""
+    options = OPTIONS[server.name]
+    joint = "&" if "?" in server.url else "?"
+    broker = Broker(server.name, f"{server.url}{joint}{options}" if options else server.url, server)
+    yield broker
+    for bus in broker.buses:
+        async with asyncio.timeout(30):
+            await bus.close()
+
+
+@pytest.fixture(params=["sqlite", *SERVERS])
+async def any_broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Broker]:
+    """Every durable broker, the embedded one too."""
+    if request.param == "sqlite":
+        broker = Broker("sqlite", f"sqlite:///{tmp_path / 'broker.db'}", None)
+    else:
+        found: Server = request.getfixturevalue(f"{request.param}_server")
+        options = OPTIONS[found.name]
+        broker = Broker(found.name, f"{found.url}?{options}" if options else found.url, found)
+    yield broker
+    for bus in broker.buses:
+        async with asyncio.timeout(30):
+            await bus.close()

@@ -1,0 +1,65 @@
+"""
+A pytest plug-in, `-p tests.reliability`, that keeps one row for each scenario of the catalogue of faults that was run.
+
+A test belongs to a scenario by its name: `test_f41_...` is F41. Its broker is the folder under tests/adapters, or what its
+parameters name. Figures and seeds are properties that the test records (`record_property("figure", ...)`). The rows go to
+`.cache/reliability.json`; `scripts/reliability` makes the page out of them.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+BROKERS: Final = ("memory", "sqlite", "kafka", "rabbitmq", "nats", "sqs")
+FILE: Final = Path(__file__).parents[1] / ".cache" / "reliability.json"
+_NAME: Final = re.compile(r"::test_([fbx]\d+|r\d+)_([^\[]*)(\[.*\])?$")
+
+_rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+
+
+def scenario_of(node_id: str) -> tuple[str, str, str] | None:
+    """
+    Return number, broker and claim of a scenario's test, or None for any other test.
+
+    >>> scenario_of("tests/adapters/nats/test_faults.py::test_f45_a_body_just_under_the_limit_is_refused")
+    ('F45', 'nats', 'a body just under the limit is refused')
+    >>> scenario_of("tests/faults/test_frozen.py::TestIt::test_f41_a_publish_ends[kafka]")
+    ('F41', 'kafka', 'a publish ends')
+    >>> scenario_of("tests/core/test_lanes.py::test_a_lane_is_left")
+    """
+    found = _NAME.search(node_id)
+    if found is None:
+        return None
+    words = re.split(r"[^a-z]+", f"{node_id.split('::', maxsplit=1)[0]} {found[3] or ''}")
+    broker = next((word for word in reversed(words) if word in BROKERS), "core")
+    return found[1].upper(), broker, found[2].replace("_", " ").strip()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    scenario = scenario_of(report.nodeid)
+    if scenario is None:
+        return
+    number, broker, claim = scenario
+    row = _rows.setdefault(
+        scenario,
+        {"id": number, "broker": broker, "claim": claim, "passed": True, "figure": None, "seed": None},
+    )
+    if report.outcome != "passed":
+        row["passed"] = False
+        row["why"] = "skipped" if report.skipped else "failed"
+    if report.when == "teardown":
+        for name, value in report.user_properties:
+            if name in {"figure", "seed"}:
+                row[name] = value
+
+
+def pytest_sessionfinish() -> None:
+    if not _rows:
+        return
+    before: list[dict[str, Any]] = json.loads(FILE.read_text("utf-8")) if FILE.exists() else []
+    kept = {(row["id"], row["broker"], row["claim"]): row for row in before} | _rows
+    FILE.parent.mkdir(parents=True, exist_ok=True)
+    FILE.write_text(json.dumps([kept[key] for key in sorted(kept)], indent=1) + "\n", "utf-8")
