@@ -3,7 +3,7 @@ A pytest plug-in, `-p tests.reliability`, that keeps one row for each scenario o
 
 A test belongs to a scenario by its name: `test_f41_...` is F41. Its broker is the folder under tests/adapters, or what its
 parameters name. Figures and seeds are properties that the test records (`record_property("figure", ...)`). The rows go to
-`.cache/reliability.json`; `scripts/reliability` makes the page out of them.
+`.cache/reliability.json`; `scripts/reliability.py` makes the page out of them.
 """
 
 import json

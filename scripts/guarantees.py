@@ -2,9 +2,9 @@
 """
 Run both conformance suites against every broker and write docs/guarantees.json and docs/guarantees.md.
 
-    scripts/guarantees              # all six; real servers come from a sandbox of their own
-    scripts/guarantees kafka nats   # these; the others keep what the last run said
-    scripts/guarantees --page       # only make the page anew out of the JSON
+    scripts/guarantees.py              # all six; real servers come from a sandbox of their own
+    scripts/guarantees.py kafka nats   # these; the others keep what the last run said
+    scripts/guarantees.py --page       # only make the page anew out of the JSON
 """
 
 import asyncio
@@ -33,6 +33,7 @@ MARKS = {"passed": "kept", "off": "off", "failed": "**BROKEN**"}
 
 
 def run(broker: str, folder: Path) -> dict[str, Any]:
+    """Run the suites against one broker and return the report."""
     url = f"memory://guarantees?{OPTIONS['memory']}"
     box = Sandbox(folder)
     if broker == "sqlite":
@@ -47,10 +48,11 @@ def run(broker: str, folder: Path) -> dict[str, Any]:
 
 
 def page(reports: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield the lines of the page."""
     yield "# Guarantees, as they were measured"
     yield ""
-    yield "Made by `scripts/guarantees` out of a run of the conformance suites against real servers; do not edit. The same run against a"
-    yield "broker of yours: `brokerkit conformance --broker URL`. The data: [guarantees.json](guarantees.json)."
+    yield "Made by `scripts/guarantees.py` out of a run of the conformance suites against real servers; do not edit."
+    yield "The same run against a broker of yours: `brokerkit conformance --broker URL`. The data: [guarantees.json](guarantees.json)."
     yield ""
     yield "| broker | version | kept | broken | off |"
     yield "| --- | --- | ---: | ---: | ---: |"
@@ -67,7 +69,7 @@ def page(reports: list[dict[str, Any]]) -> Iterator[str]:
     yield ""
     yield "## Figures"
     yield ""
-    yield "Smallest, median and largest of what the suites measured on the way, on a small machine with servers and clients on two cores."
+    yield "Smallest, median and largest of what the suites measured on the way, servers and clients together on two cores."
     yield ""
     yield "| figure | " + " | ".join(each["broker"] for each in reports) + " |"
     yield "| --- |" + " --- |" * len(reports)
@@ -83,6 +85,7 @@ def page(reports: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def table(reports: list[dict[str, Any]], suite: str) -> Iterator[str]:
+    """Yield one row for each promise, and the reasons of those that are off."""
     reasons: dict[str, int] = {}
     yield "| promise | " + " | ".join(each["broker"] for each in reports) + " |"
     yield "| --- |" + " --- |" * len(reports)
@@ -105,6 +108,7 @@ def table(reports: list[dict[str, Any]], suite: str) -> Iterator[str]:
 
 
 def main(arguments: list[str]) -> int:
+    """Run what is asked for and write both files; 1 if a promise was broken."""
     file = DOCS / "guarantees.json"
     before = {each["broker"]: each for each in json.loads(file.read_text("utf-8"))} if file.exists() else {}
     wanted = [] if arguments == ["--page"] else arguments or list(BROKERS)

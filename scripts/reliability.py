@@ -3,7 +3,7 @@
 Make docs/reliability.json and docs/reliability.md out of what the last runs of the fault tests kept in .cache/reliability.json.
 
     make faults        # or `pytest -p tests.reliability -m faults`; then
-    scripts/reliability
+    scripts/reliability.py
 """
 
 import json
@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def main() -> int:
+    """Write both files."""
     rows = json.loads((ROOT / ".cache" / "reliability.json").read_text("utf-8"))
     rows.sort(key=lambda row: (row["id"][0], int(row["id"][1:]), row["broker"], row["claim"]))
     (ROOT / "docs" / "reliability.json").write_text(
@@ -22,8 +23,9 @@ def main() -> int:
     lines = [
         "# Faults, and what was seen",
         "",
-        "Made by `scripts/reliability` out of the last run of the fault tests (`make faults`); do not edit. F numbers are those of the",
-        "project's catalogue of faults, R numbers are restarts and freezes. The data: [reliability.json](reliability.json).",
+        "Made by `scripts/reliability.py` out of the last run of the fault tests (`make faults`); do not edit.",
+        "F numbers are those of the catalogue of faults, R numbers are restarts and freezes. The data:",
+        "[reliability.json](reliability.json).",
         "",
         "| id | broker | claim | passed | figure |",
         "| --- | --- | --- | --- | --- |",
