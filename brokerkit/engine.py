@@ -209,7 +209,7 @@ class Engine:
         deadline = asyncio.get_running_loop().time() + grace
         self._stopping = True
         self._tell_changed()
-        self._forget_unstarted()
+        self._forget_what_need_not_start(deadline)
         await self._pardon()  # who is killed from now on is killed from outside
         await self._stop_reading()
         await self._finish_running(deadline)
@@ -223,6 +223,28 @@ class Engine:
         """Cut the grace of a drain, running or to come, to nothing."""
         self._hurried.set()
         self._tell_changed()
+
+    def _forget_what_need_not_start(self, deadline: float) -> None:
+        """Keep, on a log, what the next owner would read although later messages of its partition are done."""
+        unstarted = self._unstarted()
+        doomed = self._doomed(unstarted, deadline)
+        if len(doomed) == len(unstarted):
+            self._forget_unstarted()
+            return
+        for delivery in doomed:
+            delivery.stopped = "drain"
+            if held := self._held.pop(id(delivery), None):
+                held[1].cancel()
+        self._isolation.clear()
+        self._lanes.drop(doomed)
+        kept = [delivery for delivery in self._ready if delivery.stopped is None]
+        self._ready.clear()
+        self._ready.extend(kept)
+
+    def _forget_behind(self, delivery: Delivery) -> None:
+        """In a drain: what waits behind one that will not end here must not start before it."""
+        key = delivery.message.key
+        self._lanes.drop([each for each in self._lanes.all_waiting() if each.message.key == key])
 
     def _forget_unstarted(self) -> None:
         for _, timer in self._held.values():
@@ -238,7 +260,13 @@ class Engine:
             await asyncio.gather(self._reader, return_exceptions=True)
 
     async def _finish_running(self, deadline: float) -> None:
-        await self._until_ended(lambda: self._running, deadline)
+        loop = asyncio.get_running_loop()
+        while (self._running or self._unstarted()) and not self._hurried.is_set():
+            left = deadline - loop.time()
+            if left <= 0:
+                break
+            await self._change(left)
+        self._forget_unstarted()
         for delivery, task in list(self._running.values()):
             delivery.stopped = "drain"
             task.cancel()
@@ -555,7 +583,7 @@ class Engine:
                     self._conclude(delivery, begun)
                 else:
                     await self._see_through(delivery, begun, task)
-                    if self._leaving():
+                    if self._leaving() and (task.cancelling() or not self._stopping):
                         return
             except Exception as error:  # noqa: BLE001 - a bug here must cost neither the message nor the worker
                 self._botched(delivery, error)
@@ -745,7 +773,9 @@ class Engine:
                 self._recall.keep(delivery)
         if self._hooks:
             tell(self._hooks, Settled(delivery, retry, "held"))
-        if not self._stopping:
+        if self._stopping:
+            self._forget_behind(delivery)
+        else:
             self._wait_in_lane(delivery, after)
             self._more_room()
 
@@ -771,16 +801,18 @@ class Engine:
         """Let a key go on behind a dead letter, once its copy is safe or no longer ours to make."""
         if self._recall is not None:
             self._recall.forget(delivery)
-        if self.settings.order == "key" and delivery.message.key is not None and not self._stopping:
+        if self.settings.order == "key" and delivery.message.key is not None:
             self._next(delivery)
 
     def _gone(self, delivery: Delivery) -> None:
         """Forget a delivery that ends without a settlement: it was lost, or its handling was cancelled."""
         self.counts.out -= 1
-        if not self._stopping:
-            if delivery.message.key is not None:
-                self._next(delivery)
-            self._more_room()
+        if self._stopping:
+            self._forget_behind(delivery)
+            return
+        if delivery.message.key is not None:
+            self._next(delivery)
+        self._more_room()
 
     # -- loss
 
