@@ -23,6 +23,7 @@ __all__ = [
     "Browses",
     "Capabilities",
     "Describes",
+    "Holds",
     "Identifies",
     "Marks",
     "Measurement",
@@ -172,6 +173,20 @@ class Marks(Protocol):
 
     async def mark(self, marks: Sequence[tuple[Delivery, bytes | None]]) -> Sequence[SettleError | None]:
         """Write (or with None erase) the bytes, durably before it returns; `Stale` for what is no longer ours."""
+        ...
+
+
+@runtime_checkable
+class Holds(Protocol):
+    """Optional, on a subscription that keeps no marks: says whether deliveries are still ours."""
+
+    async def hold(self, deliveries: Sequence[Delivery]) -> Sequence[SettleError | None]:
+        """
+        Renew what is ours, confirmed by the broker before it returns; `Stale` for what is no longer ours.
+
+        The settler asks before it sends a copy: a handler that fails after its lease must not put what
+        another has handled into the dead letters.
+        """
         ...
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from brokerkit.adapter import Adapter, Marks, Subscription
+from brokerkit.adapter import Adapter, Holds, Marks, Subscription
 from brokerkit.clock import SYSTEM, Clock
 from brokerkit.context import asked_to_stop
 from brokerkit.copies import STORY_ROOM, dead_copy, retry_copy, return_copy
@@ -378,7 +378,8 @@ class Settler:
         """
         Return the copies whose originals are still ours; the others are dropped, or tried again later.
 
-        The question is put where marks are kept, by writing the mark that is there anyway: that is refused to a stale owner.
+        The question is put where marks are kept, by writing the mark that is there anyway (that is refused to a stale owner),
+        else where the subscription `Holds`.
         """
         ours: list[_Copy] = []
         for subscription, part in _by_subscription([(copy.delivery, copy) for copy in copies]):
@@ -396,10 +397,13 @@ class Settler:
     async def _fence(
         self, subscription: Subscription, part: Sequence[tuple[Delivery, _Copy]]
     ) -> Sequence[SettleError | None]:
-        if not isinstance(subscription, Marks):
-            return [None] * len(part)
         try:
-            outcomes = await subscription.mark([(delivery, delivery.mark) for delivery, _ in part])
+            if isinstance(subscription, Marks):
+                outcomes = await subscription.mark([(delivery, delivery.mark) for delivery, _ in part])
+            elif isinstance(subscription, Holds):
+                outcomes = await subscription.hold([delivery for delivery, _ in part])
+            else:
+                return [None] * len(part)
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and asked_to_stop():
                 raise

@@ -223,6 +223,18 @@ class MarkingSubscription(FakeSubscription):
         return None
 
 
+class HoldingSubscription(FakeSubscription):
+    """One membership that keeps no marks, but knows what it holds."""
+
+    async def hold(self, deliveries: Sequence[Delivery]) -> Sequence[SettleError | None]:
+        return [self._hold_one(delivery) for delivery in deliveries]
+
+    def _hold_one(self, delivery: Delivery) -> SettleError | None:
+        error = Stale("not ours") if delivery not in self.out else self.adapter.on_hold(delivery)
+        self.adapter.trace.append(("hold" if error is None else error.code, name_of(delivery)))
+        return error
+
+
 def _open_gate() -> asyncio.Event:
     gate = asyncio.Event()
     gate.set()
@@ -245,6 +257,7 @@ class FakeAdapter:
 
     marks: bool = True
     log: bool = False
+    holds: bool = False
     max_return: float = math.inf
     batch: int = 1000
     max_delay: float = 43200.0
@@ -262,6 +275,7 @@ class FakeAdapter:
     on_send: Callable[[Address, Message], SendError | None] = _fine
     on_settle: Callable[[Delivery, Ack | Retry], SettleError | None] = _fine
     on_mark: Callable[[Delivery, bytes | None], SettleError | None] = _fine
+    on_hold: Callable[[Delivery], SettleError | None] = _fine
     on_subscribe: Callable[[], None] = _fine
     settling: asyncio.Event = field(default_factory=_open_gate)
     marking: asyncio.Event = field(default_factory=_open_gate)
@@ -297,7 +311,7 @@ class FakeAdapter:
         self, at: Address, *, order: Order, start: Start, prefetch: int, on_lost: OnLost
     ) -> FakeSubscription:
         self.on_subscribe()
-        kind = MarkingSubscription if self.marks else FakeSubscription
+        kind = MarkingSubscription if self.marks else HoldingSubscription if self.holds else FakeSubscription
         subscription = kind(self, order, prefetch, on_lost)
         self.subscriptions.append(subscription)
         return subscription

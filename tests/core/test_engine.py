@@ -19,7 +19,7 @@ from brokerkit.adapter import Order
 from brokerkit.context import current
 from brokerkit.delivery import Delivery
 from brokerkit.engine import Engine
-from brokerkit.errors import Closed, ConnectionLost, Stale, TooLarge, Unavailable
+from brokerkit.errors import Closed, ConnectionLost, SettleError, Stale, TooLarge, Unavailable
 from brokerkit.hooks import HookEvent, Settled, Started
 from brokerkit.intake import Intake
 from brokerkit.message import Address, Message
@@ -414,6 +414,40 @@ class TestRetry:
             await asyncio.sleep(60)
             assert rig.begun == ["a"]
             assert rig.engine.counts.out == 0
+
+
+class TestHolding:
+    """Where the broker keeps no marks, but can be asked."""
+
+    @pytest.mark.parametrize("settlement", [Retry(), DeadLetter()])
+    @virtual
+    async def test_what_is_no_longer_ours_is_not_copied(self, settlement: Settlement) -> None:
+        async def handler(delivery: Delivery) -> Settlement:
+            return settlement
+
+        adapter = FakeAdapter(marks=False, holds=True, on_hold=lambda _: Stale("another's"))
+        async with Rig(handler, adapter=adapter) as rig:
+            adapter.put(event_message("e"))
+            await rig.quiet()
+            assert not adapter.sent
+            assert rig.outcomes == [("e", "stale")]
+
+    @virtual
+    async def test_what_is_still_ours_is_copied_after_the_broker_was_asked(self) -> None:
+        adapter = FakeAdapter(marks=False, holds=True)
+        async with Rig(fail_first(1), adapter=adapter) as rig:
+            adapter.put(event_message("e"))
+            await until(lambda: len(rig.begun) == 2)
+            assert [what for what, _ in adapter.trace[:3]] == ["hold", "copy", "ack"]
+
+    @virtual
+    async def test_while_the_broker_cannot_be_asked_nothing_is_copied(self) -> None:
+        errors: list[SettleError | None] = [Unavailable("away"), Unavailable("away"), None]
+        adapter = FakeAdapter(marks=False, holds=True, on_hold=lambda _: errors.pop(0))
+        async with Rig(fail_first(1), adapter=adapter) as rig:
+            adapter.put(event_message("e"))
+            await until(lambda: len(rig.begun) == 2)
+            assert [what for what, _ in adapter.trace[:5]] == ["unavailable"] * 2 + ["hold", "copy", "ack"]
 
 
 class TestRecall:

@@ -43,7 +43,7 @@ async def test_f47_new_messages_are_handled_while_thousands_of_retries_wait(
         begin = loop.time()
         for first in range(0, WAITING, 500):
             outgoing = [
-                Outgoing({"n": n}, type="order.placed", id=f"{word}{n}")
+                Outgoing(data={"n": n}, type="order.placed", id=f"{word}{n}")
                 for n in range(first, min(first + 500, WAITING))
             ]
             outcomes = await bus.publish_many("orders", outgoing)
