@@ -28,14 +28,18 @@ def scenario_of(node_id: str) -> tuple[str, str, str] | None:
     ('F45', 'nats', 'a body just under the limit is refused')
     >>> scenario_of("tests/faults/test_frozen.py::TestIt::test_f41_a_publish_ends[kafka]")
     ('F41', 'kafka', 'a publish ends')
+    >>> scenario_of("tests/faults/test_restarts.py::test_r1_nothing_is_lost[SIGKILL-kafka]")
+    ('R1', 'kafka', 'nothing is lost (SIGKILL)')
     >>> scenario_of("tests/core/test_lanes.py::test_a_lane_is_left")
     """
     found = _NAME.search(node_id)
     if found is None:
         return None
-    words = re.split(r"[^a-z]+", f"{node_id.split('::', maxsplit=1)[0]} {found[3] or ''}")
+    parameters = (found[3] or "")[1:-1].split("-")
+    words = [*re.split(r"[^a-z]+", node_id.split("::", maxsplit=1)[0]), *parameters]
     broker = next((word for word in reversed(words) if word in BROKERS), "core")
-    return found[1].upper(), broker, found[2].replace("_", " ").strip()
+    rest = ", ".join(word for word in parameters if word and word not in BROKERS)
+    return found[1].upper(), broker, found[2].replace("_", " ").strip() + (f" ({rest})" if rest else "")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -5,7 +5,7 @@ The brokers of the fault tests: real servers of their own, under our control.
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -14,6 +14,7 @@ import pytest
 
 from brokerkit.bus import Bus
 from brokerkit.sandbox import Server
+from tests.servers import RealServer
 
 LONG: Final = os.environ.get("FAULT_SCALE") == "1"
 SERVERS: Final = ("kafka", "rabbitmq", "nats", "sqs")
@@ -52,6 +53,12 @@ class Broker:
         assert self.server is not None
         return self.server
 
+    async def close(self) -> None:
+        """Close every bus."""
+        for bus in self.buses:
+            async with asyncio.timeout(30):
+                await bus.close()
+
     async def restart(self, how: str) -> float:
         """Stop it by `SIGTERM` or `SIGKILL` and start it again; return the loop's time at which it answered."""
         await asyncio.to_thread(self.machine.kill if how == "SIGKILL" else self.machine.stop)
@@ -59,27 +66,22 @@ class Broker:
         return asyncio.get_running_loop().time()
 
 
-@pytest.fixture(params=SERVERS)
-def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """Each real server in turn; whatever a test did to it, the next one finds it running."""
-    found: Server = request.getfixturevalue(f"{request.param}_server")
-    yield found
-    if found.alive:
-        found.thaw()
-    else:
-        found.start()
-
-
-@pytest.fixture
-async def broker(server: Server) -> AsyncIterator[Broker]:
-    """A broker that can be stopped, killed and frozen."""
+def _url(server: RealServer) -> str:
     options = OPTIONS[server.name]
-    joint = "&" if "?" in server.url else "?"
-    broker = Broker(server.name, f"{server.url}{joint}{options}" if options else server.url, server)
-    yield broker
-    for bus in broker.buses:
-        async with asyncio.timeout(30):
-            await bus.close()
+    return f"{server.url}?{options}" if options else server.url
+
+
+@pytest.fixture(params=SERVERS)
+async def broker(request: pytest.FixtureRequest) -> AsyncIterator[Broker]:
+    """Each real broker in turn, to be stopped, killed and frozen."""
+    server: RealServer = request.getfixturevalue(f"{request.param}_server")
+    broker = Broker(server.name, _url(server), server.control)
+    try:
+        yield broker
+        await broker.close()
+    finally:
+        server.mend()
+        server.control.thaw()
 
 
 @pytest.fixture(params=["sqlite", *SERVERS])
@@ -88,10 +90,7 @@ async def any_broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIte
     if request.param == "sqlite":
         broker = Broker("sqlite", f"sqlite:///{tmp_path / 'broker.db'}", None)
     else:
-        found: Server = request.getfixturevalue(f"{request.param}_server")
-        options = OPTIONS[found.name]
-        broker = Broker(found.name, f"{found.url}?{options}" if options else found.url, found)
+        server: RealServer = request.getfixturevalue(f"{request.param}_server")
+        broker = Broker(server.name, _url(server), server.own)
     yield broker
-    for bus in broker.buses:
-        async with asyncio.timeout(30):
-            await bus.close()
+    await broker.close()
