@@ -48,9 +48,13 @@ OnLost = Callable[[Sequence[Delivery], float], Awaitable[None]]
 Tell the engine that these will belong to somebody else after so many seconds (0: already do).
 
 The adapter names only what `receive` has handed out, once for each loss, never an empty list, and not from `close`. It
-awaits the call: the engine drops what has not started, lets the rest finish and settle, and cancels what still runs when
-the seconds are over. Settling a lost delivery afterwards yields `Stale`. A broken connection is told in this order: fence
-first (each settle from now on is `Stale`), then `on_lost(..., 0)`, then `receive` raises `ConnectionLost`.
+awaits the call, on the subscription's own loop, bounds the wait itself (the seconds and one more), and finishes its own
+procedure even if the call raises. The engine drops what has not started, lets the rest finish and settle, and cancels what
+still runs when the seconds are over; what is unsettled when the call returns is the next owner's, and settling it yields
+`Stale`. A broken connection is told in this order: fence first (each settle from now on is `Stale`), then `on_lost(..., 0)`,
+then `receive` raises `ConnectionLost`. Who has lost a lease on a living connection may do the same, or join again by itself
+and go on. Where the server ends a consumer although the connection lives, `receive` raises without `on_lost`: what is out can
+still be settled until the subscription is closed.
 """
 
 
@@ -64,14 +68,16 @@ class Capabilities:
     processes: several processes may share a group.
     counts_arrivals: `Delivery.arrivals` is a number.
     marks: its subscriptions are `Marks`.
-    log: deliveries carry a position and settle as a prefix.
+    log: deliveries carry a position and settle as a prefix: at a hand-over the engine finishes what lies below the highest
+        started offset of a partition. A stream that is acknowledged one by one is not a log in this sense.
     lease: seconds after which an unrenewed delivery goes to somebody else, or None. Renewing is the adapter's job.
     max_delay: longest `after` of a send, in seconds.
     max_message: size limit in bytes with headers; publishing refuses above this less 16 KiB.
-    max_return: longest uncounted return in seconds that a subscription without order takes; a longer one the settler makes
-        by a copy to the inlet, with the same attempt.
+    max_return: longest uncounted return in seconds that a subscription without order takes gladly; a longer one the settler
+        makes by a copy to the inlet, with the same attempt. What must not be copied still comes as a longer `Retry` (30 s for
+        a copy of a later version, any time for a message whose copy would be too large): seldom, and to be held too.
     key_returns: with `order="key"` a `Retry` holds its key at the boundary too. The engine never sends one there (the lane
-        holds it); where this is False an adapter need not know how.
+        holds it): leave it False unless it is free.
     attributes: what stands before the names of CloudEvents attributes in headers, in the broker's binary mode.
     limits: what this broker, in this version, falls short of: names out of `brokerkit.testing.conformance.LIMITS`, a closed
         list. May be known only after `connect`.
@@ -87,7 +93,7 @@ class Capabilities:
     max_delay: float
     max_message: int
     max_return: float = math.inf
-    key_returns: bool = True
+    key_returns: bool = False
     attributes: Literal["ce-", "ce_"] = "ce-"
     limits: frozenset[str] = frozenset()
 
@@ -100,7 +106,8 @@ class Subscription(Protocol):
         Wait until there is something and return at most `limit` deliveries.
 
         Returns an empty sequence only when `close` was called, and then at once; raises `ConnectionLost` when the broker is
-        gone. Cancelled, it loses nothing. Called by one task at a time. Not calling it is back-pressure: staying
+        gone, and nothing else. Cancelled, it loses nothing: nothing is awaited between taking and returning. Called by one
+        task at a time. Not calling it is back-pressure: staying
         in the group and renewing leases meanwhile is the adapter's job. What was sent with `after` is not
         handed out earlier.
         """
@@ -113,22 +120,38 @@ class Subscription(Protocol):
         `Ack` removes it for this group; `Retry` is the *uncounted return* after so many seconds. A failure harms
         only its own delivery: `Stale` if it is no longer ours (nothing was changed at the broker), `Unavailable`
         if it may be tried again. None means accepted, in order; on a log the commit may follow. After a `Retry` the
-        message comes back as a new `Delivery`. Safe to cancel: what was not confirmed counts as not settled.
+        message comes back as a new `Delivery`; where it stands among newer ones is not promised without order. An ack
+        never overtakes an earlier one of its subscription. Safe to cancel: what was not confirmed counts as not settled.
         """
         ...
 
     async def close(self) -> None:
-        """Leave. What is unsettled goes back to the group as a polite return, in order. Idempotent."""
+        """
+        Leave. What is unsettled goes back to the group as a polite return, with `order="key"` in order.
+
+        Idempotent; ends within some seconds, also when the broker is gone. Settling afterwards is `Stale` and calls nobody.
+        """
         ...
 
 
 class Adapter(Protocol):
-    """One broker. Made from a URL; nothing is touched before `connect`."""
+    """
+    One broker. Made from a URL; nothing is touched before `connect`.
+
+    capabilities: set by the constructor; `connect` may replace them by what only the server knows (`limits`,
+        `max_message`). Constant from then on.
+    """
 
     capabilities: Capabilities
 
     async def connect(self) -> None:
-        """Connect, or raise `ConnectionLost` or `Unauthorised`. One try; the bus backs off and tries again."""
+        """
+        Connect, or raise `ConnectionLost`, `Unauthorised`, `ConfigurationError` or (after `close`) `Closed`.
+
+        One try; the bus backs off and tries again until one has succeeded. Nobody calls it after that: when the connection
+        breaks, `send` and `subscribe` connect again by themselves or answer `ConnectionLost`. Cancelled, it leaves
+        nothing open.
+        """
         ...
 
     async def send(
@@ -144,8 +167,11 @@ class Adapter(Protocol):
 
         None means confirmed: as durable as the broker is. To a channel, every group sees it; to a group's
         `inlet`, that group only, not before `after` seconds (one number for all, or one for each message). With
-        `must_route`, a channel that no group reads yields `Unroutable`. `PublishUnknown` is honest: the message may be
-        there.
+        `must_route`, a channel that no group reads yields `Unroutable`; without, it is kept as far as the broker can.
+        `PublishUnknown` is honest: the message may be there. Exactly above the limits of the capabilities it is `TooLarge` or
+        `DelayTooLong`; for a place of an unknown group `NotFound`, or kept for it. `after` to anything but an inlet raises
+        `Unsupported`. A `SendError` that is raised counts for each message; nothing else is raised. Cancelled, it may have
+        stored them, and harms no other call. `Message.copy_id` is for the broker's own deduplication and is not carried.
         """
         ...
 
@@ -158,7 +184,9 @@ class Adapter(Protocol):
         `at` is its inlet (which stands for the channel as the group sees it, the inlet included) or its dead place.
 
         The group exists from here on; `start` says where a *new* group begins. `prefetch` is what the engine
-        will hold at the most.
+        will hold at the most. Raises `ConnectionLost`, `Unauthorised`, `Closed`; `NotFound` for what may not be made;
+        `ConfigurationError` if the other members keep the other order; `Unsupported` for a bare channel or an order that the
+        broker cannot keep. Opening the dead place never touches the order of the inlet.
         """
         ...
 
@@ -172,7 +200,12 @@ class Marks(Protocol):
     """Optional, on a subscription: keeps a few bytes beside an unsettled delivery for its next owner."""
 
     async def mark(self, marks: Sequence[tuple[Delivery, bytes | None]]) -> Sequence[SettleError | None]:
-        """Write (or with None erase) the bytes, durably before it returns; `Stale` for what is no longer ours."""
+        """
+        Write (or with None erase) the bytes, durably before it returns; `Stale` for what is no longer ours.
+
+        It is also how the settler asks whether a delivery is still ours before it sends a copy, with the value that is
+        there already: never answered from memory alone.
+        """
         ...
 
 
@@ -226,6 +259,7 @@ class Browses(Protocol):
 
         A page with something in it always comes with a cursor; None comes with an empty page only: the end is reached
         *now*, and to follow a channel ask again with the last cursor given. `cursor="end"` starts behind what is stored.
+        Its deliveries have message, address and the position that `receive` would give, and nothing else.
         """
         ...
 
@@ -260,7 +294,11 @@ class Identifies(Protocol):
 
     @property
     def server(self) -> str:
-        """Return product and version, such as `RabbitMQ 3.10.8`; known after `connect`."""
+        """
+        Return product and version, such as `RabbitMQ 3.10.8`; empty before `connect`, and never an exception.
+
+        On Python 3.11 `isinstance` with this protocol reads it.
+        """
         ...
 
 
@@ -286,9 +324,20 @@ def _factory(entry: EntryPoint, scheme: str) -> Callable[..., Adapter]:
     try:
         factory: Callable[..., Adapter] = entry.load()
     except ImportError as error:
-        message = f"the adapter for {scheme}:// cannot be imported ({error}); install brokerkit-bus[{scheme}]"
+        owner = entry.dist.name if entry.dist is not None else "brokerkit-bus"
+        what = (
+            f"brokerkit-bus[{_extra(entry)}]"
+            if owner == "brokerkit-bus"
+            else f"what the package {owner} needs"
+        )
+        message = f"the adapter for {scheme}:// cannot be imported ({error}); install {what}"
         raise ConfigurationError(message) from error
     return factory
+
+
+def _extra(entry: EntryPoint) -> str:
+    """Return the extra of an adapter of ours: the name of its folder."""
+    return entry.module.rpartition(".")[2]
 
 
 def _made(factory: Callable[..., Adapter], url: str, options: dict[str, object]) -> Adapter:

@@ -30,8 +30,9 @@ class Delivery:
     arrivals: how often the broker has handed out this copy, this time included, or None where it does not
         count. Raised by restarts and drops as well: a hint, never a verdict.
     returns: how many of those earlier arrivals ended in a return that the adapter knows to be polite.
-    position: (partition, offset), where the stored message stands: the same at every arrival of this copy. None
-        where the broker has no coordinates. On a log (`Capabilities.log`) it also orders the settlements.
+    position: (partition, offset), where the stored message stands: the same at every arrival of this copy, and never that of
+        another message of this address, because ids of strangers' messages are made of it. None rather than one that may
+        repeat. On a log (`Capabilities.log`) it also orders the settlements.
     mark: bytes that an earlier owner left beside this delivery (`Marks`), or None.
     native: the client library's own object, or None.
     channel, group: names without a deployment's prefix.

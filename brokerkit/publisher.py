@@ -7,6 +7,7 @@ handling as done: a handler that publishes and then fails has published nothing.
 
 import asyncio
 import hashlib
+import logging
 import random
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any, cast
 from brokerkit.adapter import Adapter
 from brokerkit.clock import SYSTEM, Clock
 from brokerkit.codec import Codec
-from brokerkit.context import current
+from brokerkit.context import asked_to_stop, current
 from brokerkit.copies import is_foreign
 from brokerkit.delivery import Delivery
 from brokerkit.endpoint import type_of
@@ -24,6 +25,7 @@ from brokerkit.envelope import FORMS, Form, lay, timestamp
 from brokerkit.errors import (
     BadHeader,
     BadKey,
+    BrokerkitError,
     Closed,
     ConfigurationError,
     ConnectionLost,
@@ -37,6 +39,8 @@ from brokerkit.message import Address, Message, check_headers
 from brokerkit.names import check_name, with_prefix
 
 __all__ = ["Outcome", "Outgoing", "Publisher"]
+
+_log = logging.getLogger("brokerkit")
 
 ROOM = 16 * 1024
 _LONGEST_KEY = 1024
@@ -253,7 +257,7 @@ class Publisher:
             return [ConnectionLost("the bus was closed before the broker had confirmed")] * len(messages)
         try:
             async with asyncio.timeout_at(deadline):
-                return await adapter.send(to, messages, must_route=must_route)
+                errors = await adapter.send(to, messages, must_route=must_route)
         except TimeoutError:
             unknown = PublishUnknown(
                 f"no confirmation for {to} within the publish timeout; publish again with the same id"
@@ -261,6 +265,19 @@ class Publisher:
             return [unknown] * len(messages)
         except SendError as error:
             return [error] * len(messages)
+        except BrokerkitError:
+            raise
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and asked_to_stop():
+                raise
+            _log.exception("sending raised instead of returning outcomes")
+            unknown = PublishUnknown(f"the broker's client failed while sending to {to}: {error!r}")
+            unknown.__cause__ = error
+            return [unknown] * len(messages)
+        if len(errors) != len(messages):
+            _log.critical("sending %d messages returned %d outcomes", len(messages), len(errors))
+            return [PublishUnknown("the adapter returned a wrong number of outcomes")] * len(messages)
+        return errors
 
 
 async def flush_outputs(delivery: Delivery) -> None:

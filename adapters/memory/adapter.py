@@ -63,6 +63,7 @@ class MemoryAdapter:
             marks=True,
             log=False,
             lease=self.lease,
+            key_returns=True,
             max_delay=_MAX_DELAY,
             max_message=int(given.get("max_message", max_message)),
         )

@@ -51,6 +51,7 @@ class SqliteAdapter:
             marks=True,
             log=False,
             lease=self._options.lease,
+            key_returns=True,
             max_delay=min(_MAX_DELAY, self._options.retention / 2),
             max_message=self._options.max_message,
         )

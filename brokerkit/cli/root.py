@@ -33,6 +33,7 @@ COMMANDS: Final[Mapping[str, Lazy]] = {
     "provision": Lazy(
         "brokerkit.cli.provision", "Create at the broker what an application needs, or show how."
     ),
+    "sandbox": Lazy("brokerkit.cli.sandbox", "Run real brokers on this machine, for development and tests."),
     "demo": Lazy("brokerkit.cli.demo", "Run the main job with real input, and count what arrived."),
     "conformance": Lazy("brokerkit.cli.conformance", "Check the promise against a broker of yours."),
     "bench": Lazy("brokerkit.cli.bench", "Measure publishing and consuming."),

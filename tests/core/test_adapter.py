@@ -63,7 +63,7 @@ class TestOpening:
         assert "4ss" not in str(caught.value)
 
     def test_a_client_library_that_is_missing_names_the_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("brokerkit.adapter.entry_points", points(("kafka", "no_such_client:X")))
+        monkeypatch.setattr("brokerkit.adapter.entry_points", points(("kafka", "no_such_client.kafka:X")))
 
         with pytest.raises(
             ConfigurationError, match=r"kafka:// cannot be imported .*; install brokerkit-bus\[kafka\]"

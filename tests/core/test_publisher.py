@@ -37,7 +37,7 @@ from tests.core.deliveries import NOW, arrival, case, examples, message_of, orde
 from tests.core.fakes import virtual
 from tests.patterns.deliveries import CAPABILITIES
 
-Answer = Sequence[SendError | None] | SendError
+Answer = Sequence[SendError | None] | BaseException
 
 
 class OrderPlaced(pydantic.BaseModel):
@@ -72,7 +72,7 @@ class Broker:
         if answer is None:
             await asyncio.get_running_loop().create_future()
             raise AssertionError
-        if isinstance(answer, SendError):
+        if isinstance(answer, BaseException):
             raise answer
         return answer
 
@@ -461,6 +461,34 @@ class TestSending:
         broker = Broker(LOST, DENIED)
 
         assert await publisher(broker).send("audit", self.messages) == [DENIED] * 3
+
+    @pytest.mark.parametrize("stray", [asyncio.CancelledError(), RuntimeError("a bug"), [None]], ids=case)
+    @virtual
+    async def test_what_a_client_does_wrong_is_unknown_and_tried_again_and_cancels_nobody(
+        self, stray: Any
+    ) -> None:
+        broker = Broker(stray, [None] * 3)
+
+        assert await publisher(broker).send("audit", self.messages) == [None] * 3
+        task = asyncio.current_task()
+        assert task is not None
+        assert not task.cancelling()
+        assert len(broker.sent) == 2
+
+    @virtual
+    async def test_what_a_client_does_wrong_to_the_end_is_unknown_with_its_cause(self) -> None:
+        bug = RuntimeError("a bug")
+        (outcome, *_) = await publisher(Broker(*[bug] * 1000), timeout=1).send("audit", self.messages)
+        assert isinstance(outcome, PublishUnknown)
+        assert outcome.__cause__ is bug
+
+    @virtual
+    async def test_who_is_cancelled_is_cancelled(self) -> None:
+        task = asyncio.create_task(publisher(Broker(None)).send("audit", self.messages))
+        await asyncio.sleep(1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
     @virtual
     async def test_when_the_time_is_over_the_last_error_is_the_outcome(self) -> None:

@@ -63,7 +63,7 @@ def test_without_a_lease_nobody_can_die() -> None:
     off = switched_off(BusConformance, MemoryAdapter("memory://"), Claims())
     killed = "test_who_takes_over_after_a_kill_between_two_tries_goes_on_counting"
     assert "lease is None" in off[killed]
-    assert not switched_off(BusConformance, MemoryAdapter("memory://?lease=1"), Claims())
+    assert not switched_off(BusConformance, MemoryAdapter("memory://?lease=1&max_message=200000"), Claims())
 
 
 def note(name: str, at: float, key: str = "k") -> Note:

@@ -10,6 +10,8 @@ from brokerkit.adapter import (
     Adapter,
     Browses,
     Capabilities,
+    Describes,
+    Identifies,
     Measures,
     Order,
     Provisions,
@@ -84,6 +86,18 @@ class Bench:
     def provisions(self) -> Provisions:
         """The first adapter, as one that provisions."""
         assert isinstance(self.first, Provisions)
+        return self.first
+
+    @property
+    def describes(self) -> Describes:
+        """The first adapter, as one that describes."""
+        assert isinstance(self.first, Describes)
+        return self.first
+
+    @property
+    def identifies(self) -> Identifies:
+        """The first adapter, as one that identifies its server."""
+        assert isinstance(self.first, Identifies)
         return self.first
 
     @property

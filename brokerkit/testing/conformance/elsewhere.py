@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 from brokerkit.adapter import Adapter, Marks, Order, Settled, Start
 from brokerkit.delivery import Delivery
-from brokerkit.errors import BrokerkitError, SendError, SettleError
+from brokerkit.errors import BrokerkitError, ConnectionLost, SendError, SettleError
 from brokerkit.message import Address, Message
 from brokerkit.settlement import ACK, Ack, Retry
 from brokerkit.testing.conformance.harness import Harness
@@ -74,11 +74,21 @@ class Hand:
 
     async def take(self, member: int, count: int) -> list[Seen]:
         """Receive exactly so many."""
-        return self._seen(await self._members[member].take(count))
+        try:
+            taken = await self._members[member].take(count)
+        except ConnectionLost:
+            await self._members[member].come_back()
+            taken = await self._members[member].take(count)
+        return self._seen(taken)
 
     async def some(self, member: int, seconds: float) -> list[Seen]:
         """Receive what comes within so many seconds."""
-        return self._seen(await self._members[member].some(seconds))
+        try:
+            taken = await self._members[member].some(seconds)
+        except ConnectionLost:
+            await self._members[member].come_back()
+            taken = await self._members[member].some(seconds)
+        return self._seen(taken)
 
     async def settle(
         self, member: int, settled: Sequence[tuple[int, Ack | Retry]]

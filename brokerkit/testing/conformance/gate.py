@@ -5,14 +5,21 @@ What a test needs, as data on the test: read when it runs, and listed without ru
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from brokerkit.adapter import Browses, Capabilities, Measures, Provisions
+from brokerkit.adapter import Browses, Capabilities, Describes, Identifies, Measures, Provisions
 from brokerkit.testing.conformance.harness import LIMITS, Harness, Restarts
 
 __all__ = ["all_tests", "check_limits", "needs", "spared_by", "why_off"]
 
 Test = TypeVar("Test", bound=Callable[..., Any])
 
-_PROTOCOLS = {"browses": Browses, "measures": Measures, "provisions": Provisions, "restarts": Restarts}
+_PROTOCOLS = {
+    "browses": Browses,
+    "describes": Describes,
+    "identifies": Identifies,
+    "measures": Measures,
+    "provisions": Provisions,
+    "restarts": Restarts,
+}
 _LONGEST_LEASE = 3.0
 _LARGEST_MESSAGE = 8 * 1024 * 1024
 

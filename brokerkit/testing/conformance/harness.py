@@ -17,7 +17,6 @@ LIMITS: Mapping[str, str] = MappingProxyType(
         "early-after-restart": "a delayed copy may come early when broker or consumer die (NATS within a second of a nak)",
         "order-in-one-process": "order by key holds with one member at a time (NATS servers before 2.11)",
         "returns-count-as-arrivals": "a polite return cannot be told from a crash (the broker counts both, we cannot write)",
-        "slow-takeover": "what a dead member held comes back after minutes (session time-outs that cannot be lowered)",
     }
 )
 """Every shortfall that a harness may claim, with its evidence. A new one needs an entry here first."""

@@ -72,6 +72,23 @@ class Lifecycle:
             taken += len(batch)
         await member.take(60 - taken)
 
+    async def test_a_greedy_receiver_lets_others_of_its_loop_have_their_turn(self, bench: Bench) -> None:
+        member = await bench.member()
+        await bench.send(bench.first, bench.name(), [str(number) for number in range(500)])
+        turns: list[int] = []
+        taken = 0
+
+        async def neighbour() -> None:
+            while True:
+                await asyncio.sleep(0)
+                turns.append(taken)
+
+        task = asyncio.create_task(neighbour())
+        while taken < 500:
+            taken += len(await member.receive(1))
+        task.cancel()
+        assert len(set(turns)) > 10
+
     async def test_a_receive_that_waits_gets_what_comes_within_a_second(self, bench: Bench) -> None:
         member = await bench.member()
         for number in range(5):

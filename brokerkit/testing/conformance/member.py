@@ -3,12 +3,13 @@ A member of a group as the tests use it: waits are bounded, and what was lost is
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from brokerkit.adapter import Adapter, Order, Start, Subscription
+from brokerkit.adapter import Adapter, Marks, Order, Settled, Start, Subscription
 from brokerkit.delivery import Delivery
+from brokerkit.errors import SettleError
 from brokerkit.message import Address
 from brokerkit.settlement import ACK
 
@@ -31,6 +32,7 @@ class Member:
     patience: float
     lost: list[Delivery]
     told: asyncio.Event
+    subscribe: Callable[[], Awaitable[Subscription]]
 
     async def receive(self, limit: int = 100) -> Sequence[Delivery]:
         """Receive once, within the patience."""
@@ -79,6 +81,12 @@ class Member:
         """See that nothing comes."""
         assert bodies(await self.some(seconds)) == []
 
+    async def come_back(self) -> None:
+        """Do what the engine does when `receive` has raised `ConnectionLost`: close, and subscribe again."""
+        await self.close()
+        async with asyncio.timeout(self.patience):
+            self.subscription = await self.subscribe()
+
     async def close(self) -> None:
         """Close the subscription."""
         async with asyncio.timeout(self.patience):
@@ -103,17 +111,55 @@ async def share(members: Sequence[Taker], count: int, patience: float) -> list[l
     return taken
 
 
+class _Watched:
+    """A subscription whose settlements are noticed: who loses deliveries in some seconds may settle them until then."""
+
+    def __init__(self, subscription: Subscription) -> None:
+        self._subscription = subscription
+        self._settled: dict[int, Delivery] = {}
+        self._moved = asyncio.Event()
+        self.receive = subscription.receive
+        self.close = subscription.close
+        if isinstance(subscription, Marks):
+            self.mark = subscription.mark
+
+    async def settle(self, settled: Sequence[Settled]) -> Sequence[SettleError | None]:
+        """Settle, and remember what."""
+        outcomes = await self._subscription.settle(settled)
+        self._settled.update((id(delivery), delivery) for delivery, _ in settled)
+        self._moved.set()
+        return outcomes
+
+    async def finish(self, deliveries: Sequence[Delivery], seconds: float) -> None:
+        """Wait until all of these are settled, or the seconds are over."""
+        try:
+            async with asyncio.timeout(seconds):
+                while not all(id(delivery) in self._settled for delivery in deliveries):
+                    self._moved.clear()
+                    await self._moved.wait()
+        except TimeoutError:
+            pass
+
+
 async def join(
     adapter: Adapter, at: Address, patience: float, order: Order = "none", start: Start = "earliest"
 ) -> Member:
-    """Subscribe and remember what is lost."""
+    """Subscribe and remember what is lost; what is lost in some seconds only is waited for, as the engine does."""
     lost: list[Delivery] = []
     told = asyncio.Event()
+    watched: list[_Watched] = []
 
-    async def on_lost(deliveries: Sequence[Delivery], _seconds: float) -> None:
+    async def on_lost(deliveries: Sequence[Delivery], seconds: float) -> None:
         lost.extend(deliveries)
         told.set()
+        if watched and seconds > 0:
+            await watched[-1].finish(deliveries, seconds)
+
+    async def subscribe() -> Subscription:
+        subscription = await adapter.subscribe(at, order=order, start=start, prefetch=100, on_lost=on_lost)
+        watched.append(_Watched(subscription))
+        return watched[-1]
 
     async with asyncio.timeout(patience):
-        subscription = await adapter.subscribe(at, order=order, start=start, prefetch=100, on_lost=on_lost)
-    return Member(subscription, patience, lost, told)
+        subscription = await subscribe()
+    return Member(subscription, patience, lost, told, subscribe)

@@ -133,12 +133,14 @@ class Ordering:
     ) -> None:
         owner = await bench.member(order="key")
         await send(bench, range(4))
-        taken = await owner.take(64)
-        await owner.ack(each for each in taken if each.message.body == b"1")
+        # All 64 where a key's next comes before the last one is settled; a broker may wait for that (SQS does).
+        taken = [*await owner.take(16), *await owner.some(1.0)]
+        done = [each for each in taken if each.message.body == b"1"]
+        await owner.ack(done)
         await owner.close()
         await send(bench, [4])
         heir = await bench.member(order="key")
-        back = by_key(await heir.take(16 * (4 if not bench.capabilities.log else 5), ack=True))
+        back = by_key([*await heir.take(16 * 5 - len(done), ack=True), *await heir.some(0.3)])
         for key, numbers in back.items():
             assert [number for number in numbers if number != 1] == [0, 2, 3, 4], key
 
@@ -177,7 +179,14 @@ class Ordering:
             asyncio.get_running_loop().time() - died,
         )
         inherited += await heir.take(79, limit=7, ack=True)
-        assert by_key(inherited) == all_of(range(1, 6))
+        if (
+            bench.capabilities.log
+        ):  # there a commit follows the ack: what was just acked may come again, in its place
+            inherited += await heir.some(0.3)
+        found = by_key(inherited)
+        again = [[0]] if bench.capabilities.log else []
+        assert found.keys() == set(KEYS)
+        assert all(each[-5:] == [1, 2, 3, 4, 5] and each[:-5] in [[], *again] for each in found.values())
 
     @needs("order_key", "lease")
     @spared_by("order-in-one-process")

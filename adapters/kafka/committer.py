@@ -1,0 +1,103 @@
+"""
+Commits: one at a time, some milliseconds after progress, never past an unfinished offset, never of a stale owner.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+
+from brokerkit.adapters.kafka.client import Committed, Consumer, Fenced, Transient
+from brokerkit.adapters.kafka.partition import Partition
+
+__all__ = ["Committer"]
+
+_log = logging.getLogger("brokerkit.kafka")
+_AFTER = 0.02
+_BACKOFF = 0.1
+_LONGEST = 2.0
+
+
+class Committer:
+    """
+    Writes where the partitions of one assignment stand.
+
+    buffered: returns the ids of what is read and not handed out. on_fenced: told when the group has gone on without us.
+    generation: the one that the present assignment belongs to; no commit carries another one.
+    """
+
+    def __init__(
+        self, consumer: Consumer, *, buffered: Callable[[], set[int]], on_fenced: Callable[[], None]
+    ) -> None:
+        self.generation = -1
+        self._consumer = consumer
+        self._buffered = buffered
+        self._on_fenced = on_fenced
+        self._dirty: dict[Partition, None] = {}
+        self._lock = asyncio.Lock()
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._backoff = 0.0
+
+    def touch(self, part: Partition) -> None:
+        """Commit this soon."""
+        self._dirty[part] = None
+        if self._timer is None and self._task is None:
+            self._timer = self._loop.call_later(_AFTER, self._begin)
+
+    async def write(self, parts: Iterable[Partition], *, drained: bool = False, force: bool = False) -> None:
+        """
+        Commit these now, behind a commit that is under way. Raises `Fenced` or `Transient`.
+
+        drained: this is the last word on them. force: ask the broker even if there is nothing new to say: only who still owns
+        a partition is answered.
+        """
+        async with self._lock:
+            buffered = self._buffered()
+            written: dict[Partition, tuple[int, str]] = {}
+            for part in parts:
+                self._dirty.pop(part, None)
+                if not part.live or not part.adopted:
+                    continue
+                note = part.note(buffered, drained=drained)
+                if force or note != part.written:
+                    written[part] = note
+            if not written:
+                return
+            try:
+                offsets = {part.tp: Committed(*note) for part, note in written.items()}
+                await self._consumer.commit(offsets, self.generation)
+            except BaseException:
+                self._dirty.update((part, None) for part in written if part.live)
+                raise
+            for part, note in written.items():
+                part.written = note
+
+    async def close(self) -> None:
+        """Stop, and leave no commit in flight."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._dirty.clear()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def _begin(self) -> None:
+        self._timer = None
+        self._task = self._loop.create_task(self._run(), name="brokerkit kafka commit")
+
+    async def _run(self) -> None:
+        try:
+            await self.write(list(self._dirty))
+            self._backoff = 0.0
+        except Fenced:
+            self._dirty.clear()
+            self._on_fenced()
+        except Transient as error:
+            self._backoff = min(max(self._backoff * 2, _BACKOFF), _LONGEST)
+            _log.warning("offsets could not be committed, they are kept and tried again: %s", error)
+        finally:
+            self._task = None
+        if self._dirty and self._timer is None:
+            self._timer = self._loop.call_later(max(_AFTER, self._backoff), self._begin)

@@ -1,0 +1,99 @@
+"""
+The topics of channels and groups: which there are, how they are made, and how large a message each takes.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from brokerkit.adapters.kafka.client import Admin, TopicInfo
+from brokerkit.adapters.kafka.plan import Plan
+from brokerkit.errors import ConfigurationError, NotFound
+from brokerkit.message import Address
+
+__all__ = ["Topics"]
+
+
+class Topics:
+    """
+    Knows the topics of one deployment, and makes those that are missing where that is allowed.
+
+    What was once seen is not asked for again, except by `forget`.
+    """
+
+    def __init__(self, admin: Admin, plan: Plan, *, create: bool) -> None:
+        self._admin = admin
+        self._plan = plan
+        self._may_create = create
+        self._known: dict[str, int] = {}
+        self._infos: dict[str, TopicInfo] = {}
+        self._lock = asyncio.Lock()
+
+    def partitions(self, topic: str) -> int:
+        """Return how many partitions a topic had when it was last seen, or 0."""
+        return self._known.get(topic, 0)
+
+    def forget(self, topic: str) -> None:
+        """Look at a topic again when it is next needed."""
+        self._known.pop(topic, None)
+        self._infos.pop(topic, None)
+
+    async def missing(self, at: Address) -> list[str]:
+        """Return the topics of an address that do not exist."""
+        wanted = self._plan.of(at)
+        found = await self._admin.partitions(wanted)
+        self._known.update(found)
+        return [topic for topic in wanted if topic not in found]
+
+    async def ensure(self, at: Address) -> None:
+        """See that the topics of an address exist. Raises `NotFound` if one does not and may not be created."""
+        if all(topic in self._known for topic in self._plan.of(at)):
+            return
+        async with self._lock:
+            missing = await self.missing(at)
+            if missing:
+                await self._make(at, missing)
+
+    async def make(self, at: Address) -> None:
+        """Create what is missing, even where the option says that nothing is created by the way."""
+        async with self._lock:
+            missing = await self.missing(at)
+            if missing:
+                await self._create(at, missing)
+
+    async def info(self, topic: str) -> TopicInfo:
+        """Return what a topic that exists is like."""
+        info = self._infos.get(topic)
+        if info is None:
+            found = await self._admin.describe(topic)
+            if found is None:
+                self.forget(topic)
+                message = f"the topic {topic} does not exist"
+                raise NotFound(message)
+            info = self._infos[topic] = found
+        return info
+
+    async def check_ladder(self, at: Address) -> None:
+        """See that an inlet's topics stamp records with the time of the append: delays are counted from it."""
+        for topic in self._plan.of(at)[:-1]:
+            if not (await self.info(topic)).append_time:
+                message = f"the topic {topic} needs message.timestamp.type=LogAppendTime; delays are counted from it"
+                raise ConfigurationError(message)
+
+    async def _make(self, at: Address, missing: Sequence[str]) -> None:
+        if not self._may_create:
+            message = f"{', '.join(missing)}: no such topic, and provisioning=off"
+            raise NotFound(message)
+        await self._create(at, missing)
+
+    async def _create(self, at: Address, missing: Sequence[str]) -> None:
+        channel = self._plan.names.channel(at.channel)
+        if channel in missing and self._plan.names.adopted(at):
+            message = f"the adopted topic {channel} does not exist; it is not ours to create"
+            raise NotFound(message)
+        if channel in missing:
+            await self._admin.create([self._plan.spec(at, channel, 0)])
+        source = (await self._admin.partitions([channel])).get(channel, 1) if at.place is not None else 1
+        others = [topic for topic in missing if topic != channel]
+        if others:
+            await self._admin.create([self._plan.spec(at, topic, source) for topic in others])
+        self._known.update(await self._admin.partitions(missing))

@@ -1,0 +1,5 @@
+"""`nats://`: NATS JetStream."""
+
+from brokerkit.adapters.nats.adapter import NatsAdapter
+
+__all__ = ["NatsAdapter"]

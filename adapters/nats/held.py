@@ -1,0 +1,49 @@
+"""
+What a member has of the broker's: one arrival, from the wire until it is settled or lost.
+"""
+
+from typing import TYPE_CHECKING
+
+from brokerkit.delivery import Delivery
+
+if TYPE_CHECKING:
+    from brokerkit.adapters.nats.source import Source
+
+__all__ = ["Held", "Identity"]
+
+Identity = tuple[int, int]
+"""Sequence and time of storing: together they name a message also when a stream was deleted and made again."""
+
+
+class Held:
+    """
+    One arrival.
+
+    source: the consumer it came from. reply: where its settlement goes. until: by our clock, when the server gives it to
+    somebody else unless it was renewed. part: the partition of its key, with order by key. out: it has been handed out.
+    """
+
+    __slots__ = ("deliveries", "delivery", "identity", "out", "part", "reply", "source", "until")
+
+    def __init__(
+        self,
+        source: "Source",
+        reply: str,
+        identity: Identity,
+        deliveries: int,
+        until: float,
+        delivery: Delivery,
+    ) -> None:
+        self.source = source
+        self.reply = reply
+        self.identity = identity
+        self.deliveries = deliveries
+        self.until = until
+        self.delivery = delivery
+        self.part: int | None = None
+        self.out = False
+
+    @property
+    def seq(self) -> int:
+        """Return the stream's sequence number."""
+        return self.identity[0]

@@ -1,0 +1,202 @@
+"""
+Sending: one outcome for each message, whatever becomes of its neighbours.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+
+from brokerkit.adapters.nats import names
+from brokerkit.adapters.nats.api import read_answer
+from brokerkit.adapters.nats.failure import ApiError, NoAnswer, as_send_error, meaning
+from brokerkit.adapters.nats.link import Incoming, Link
+from brokerkit.adapters.nats.places import Places
+from brokerkit.adapters.nats.topology import Channel
+from brokerkit.adapters.nats.wire import encode, size_of
+from brokerkit.errors import (
+    BrokerkitError,
+    Closed,
+    ConnectionLost,
+    DelayTooLong,
+    NotFound,
+    PublishUnknown,
+    SendError,
+    Throttled,
+    TooLarge,
+    Unauthorised,
+    Unroutable,
+)
+from brokerkit.message import Address, Message
+
+__all__ = ["Sender"]
+
+_ROUTED = 1.0
+_STORED = 503
+_FULL = {10047, 10077}  # out of storage; the stream holds as much as it may
+_TOO_LARGE = {10054}
+_BUSY = {10167, 10210}
+
+
+class Sender:
+    """
+    Sends for one adapter. max_delay and max_message: its limits; timeout: seconds after which an outcome is unknown.
+
+    Within a batch the order is kept. Nothing is buffered while there is no connection: what could not be written was not sent.
+    """
+
+    def __init__(self, link: Link, places: Places, *, timeout: float, max_delay: float) -> None:
+        self._link = link
+        self._places = places
+        self._timeout = timeout
+        self._max_delay = max_delay
+        self._turn = itertools.count()
+        self._routed: dict[str, float] = {}
+
+    async def send(
+        self,
+        to: Address,
+        messages: Sequence[Message],
+        delays: Sequence[float],
+        *,
+        must_route: bool,
+        most: int,
+    ) -> list[SendError | None]:
+        """Send; runs on when its caller is cancelled, so that nothing is half written."""
+        if not messages:
+            return []
+        work = asyncio.ensure_future(self._send(to, messages, delays, must_route=must_route, most=most))
+        return await asyncio.shield(work)
+
+    async def _send(
+        self,
+        to: Address,
+        messages: Sequence[Message],
+        delays: Sequence[float],
+        *,
+        must_route: bool,
+        most: int,
+    ) -> list[SendError | None]:
+        deadline = asyncio.get_running_loop().time() + self._timeout
+        outcomes: list[SendError | None] = [NotFound(str(to))] * len(messages)
+        left = list(range(len(messages)))
+        for again in (True, False):
+            try:
+                channel = await self._prepare(to, must_route=must_route)
+            except BrokerkitError as error:
+                for index in left:
+                    outcomes[index] = as_send_error(error)
+                return outcomes
+            part = [(index, messages[index], delays[index]) for index in left]
+            for index, outcome in await self._send_to(to, channel, part, most, deadline):
+                outcomes[index] = outcome
+            left = [index for index in left if isinstance(outcomes[index], NotFound)]
+            if not (left and again):
+                break
+            self._places.forget(to.channel)
+        return outcomes
+
+    async def _prepare(self, to: Address, *, must_route: bool) -> Channel | None:
+        if not self._link.up:
+            message = f"{self._link.where} cannot be reached"
+            raise ConnectionLost(message)
+        if to.place is not None:
+            await self._places.own(to.channel, to.place)
+            return None
+        channel = await self._places.channel(to.channel)
+        if "*" in channel.subjects[0] or channel.subjects[0].endswith(">"):
+            message = (
+                f"channel {to.channel!r} adopts {channel.subjects[0]!r}, which can be read and not be sent to"
+            )
+            raise NotFound(message)
+        if must_route and not await self._is_routed(channel):
+            message = f"no group reads channel {to.channel!r}"
+            raise Unroutable(message)
+        return channel
+
+    async def _is_routed(self, channel: Channel) -> bool:
+        now = asyncio.get_running_loop().time()
+        if now - self._routed.get(channel.name, -_ROUTED) < _ROUTED:
+            return True
+        found = await self._places.has_groups(channel)
+        if found:
+            self._routed[channel.name] = now
+        return found
+
+    def _subject(self, to: Address, channel: Channel | None, key: bytes | None) -> str:
+        if channel is None:
+            assert to.place is not None  # noqa: S101 - not a channel
+            assert to.group is not None  # noqa: S101
+            return names.subject(to.channel, to.place, to.group)
+        count = len(channel.subjects)
+        # without a key there is no order to keep, and the load is spread
+        return channel.subjects[next(self._turn) % count if key is None else names.partition_of(key, count)]
+
+    async def _send_to(
+        self,
+        to: Address,
+        channel: Channel | None,
+        part: Sequence[tuple[int, Message, float]],
+        most: int,
+        deadline: float,
+    ) -> list[tuple[int, SendError | None]]:
+        outcomes: list[tuple[int, SendError | None]] = []
+        waiting: list[tuple[int, asyncio.Future[Incoming]]] = []
+        for index, message, after in part:
+            begun = await self._begin(to, channel, message, after, most)
+            if isinstance(begun, SendError):
+                outcomes.append((index, begun))
+            else:
+                waiting.append((index, begun))
+        futures = [future for _, future in waiting]
+        if futures:
+            left = max(0.0, deadline - asyncio.get_running_loop().time())
+            await asyncio.wait(futures, timeout=left)
+        outcomes += [(index, self._outcome(future)) for index, future in waiting]
+        return outcomes
+
+    async def _begin(
+        self, to: Address, channel: Channel | None, message: Message, after: float, most: int
+    ) -> "asyncio.Future[Incoming] | SendError":
+        if message.size > most:
+            return TooLarge(f"{message.size} bytes with headers; at most {most}")
+        if not after <= self._max_delay:
+            return DelayTooLong(f"after={after}: at most {self._max_delay:.0f} seconds")
+        headers = encode(message, scope=to.group or "", after=after)
+        size, limit = size_of(headers, message.body), self._link.max_payload
+        if size > limit:
+            # a larger one would make the server end the connection, and the client give up
+            return TooLarge(f"{size} bytes on the wire, headers included; the server takes {limit}")
+        try:
+            return await self._link.start_call(self._subject(to, channel, message.key), message.body, headers)
+        except NoAnswer as error:
+            return ConnectionLost(f"{self._link.where}: {error}")
+
+    def _outcome(self, future: "asyncio.Future[Incoming]") -> SendError | None:
+        where = self._link.where
+        if not future.done():
+            future.cancel()
+            return PublishUnknown(f"{where}: no confirmation within {self._timeout:g} s")
+        error = future.exception()
+        if error is None:
+            return self._read(future.result())
+        if isinstance(error, Unauthorised | Closed):
+            return error
+        if isinstance(error, NoAnswer) and not error.responders:
+            return NotFound(f"{where}: {error}; no stream takes it")
+        return PublishUnknown(f"{where}: {error} before it was confirmed")
+
+    def _read(self, answer: Incoming) -> SendError | None:
+        if b'"error"' not in answer.data:
+            return None
+        try:
+            read_answer(answer.data)
+        except ApiError as error:
+            text = f"{self._link.where}: {error}"
+            if error.reason in _TOO_LARGE:
+                return TooLarge(text)
+            if error.code in {429, _STORED} or error.reason in _FULL | _BUSY:
+                return Throttled(text)
+            return as_send_error(meaning(error, self._link.where))
+        except ValueError:
+            return PublishUnknown(f"{self._link.where}: the confirmation cannot be read")
+        return None

@@ -1,0 +1,14 @@
+"""`sqs://` against the conformance suite of the bus, on a real server and with real processes."""
+
+import pytest
+
+from brokerkit.testing.conformance import BusConformance, Harness
+from tests.conformance.test_sqs import SqsHarness
+from tests.servers import RealServer
+
+
+@pytest.mark.conformance
+class TestSqsBus(BusConformance):
+    @pytest.fixture
+    def harness(self, sqs_server: RealServer) -> Harness:
+        return SqsHarness(sqs_server.url)
