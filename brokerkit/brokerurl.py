@@ -40,7 +40,6 @@ _ON = {
     "0": False,
     "no": False,
 }
-_SCHEMES = {"amqps"}
 _PORT = re.compile(r"\d{1,5}")
 _MOST_PORTS = 65_535
 Option = str | int | float | bool
@@ -141,12 +140,13 @@ def parse_url(
     known: Iterable[str],
     options: Mapping[str, Option | None] | None = None,
     secrets: Iterable[str] = (),
+    secure: Iterable[str] = ("amqps",),
 ) -> BrokerUrl:
     """
     Read a URL and the keyword options beside it.
 
     port: where the URL names none. known: the adapter's own options; `COMMON` is always known. secrets: those among
-    them that hold a credential. Raises `ConfigurationError` for what cannot be read, an unknown option, an option twice,
+    them that hold a credential. secure: schemes that mean TLS, beside those that end in `+tls`. Raises `ConfigurationError` for what cannot be read, an unknown option, an option twice,
     and credentials that would travel unencrypted to another machine without `insecure=on`.
     """
     text = redacted(url)
@@ -159,7 +159,7 @@ def parse_url(
     user, password, hosts = _authority(text, authority, port)
     scheme = scheme.lower()
     given = _options(text, query, options or {}, frozenset(known) | COMMON)
-    secure = scheme.endswith("+tls") or scheme in _SCHEMES
+    encrypted = scheme.endswith("+tls") or scheme in secure
     made = BrokerUrl(
         text=text,
         scheme=scheme,
@@ -168,10 +168,10 @@ def parse_url(
         password=password,
         path=unquote(path),
         options=given,
-        tls=secure,
+        tls=encrypted,
     )
     if "tls" in given:
-        if secure and not made.flag("tls"):
+        if encrypted and not made.flag("tls"):
             message = f"{text}: tls=off contradicts the scheme {scheme}"
             raise ConfigurationError(message)
         made = replace(made, tls=made.flag("tls"))
