@@ -52,6 +52,7 @@ _SETTINGS = (
     kafka.UnsupportedCodecError,
 )
 _THROTTLED = 89
+_NO_BROKER = "fenced"
 
 
 def send_error(error: BaseException, where: str) -> Exception:
@@ -67,6 +68,8 @@ def send_error(error: BaseException, where: str) -> Exception:
         found = Unwritten(_said(error))
     elif isinstance(error, kafka.UnknownTopicOrPartitionError):
         found = NotFound(f"{where} does not exist")
+    elif isinstance(error, kafka.InvalidReplicationFactorError) and _NO_BROKER in str(error):
+        found = ConnectionLost(f"{where}: no broker is registered right now ({_said(error)})")
     elif isinstance(error, _SETTINGS):
         found = ConfigurationError(f"{where}: the broker refuses this ({_said(error)})")
     elif getattr(error, "errno", None) == _THROTTLED:

@@ -5,7 +5,8 @@ A member of a group: what it reads, hands out and holds, and what it does when p
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from types import coroutine
 
 from brokerkit.adapter import OnLost, Order, Settled
 from brokerkit.adapters.kafka.client import Consumer, Fenced, Transient
@@ -103,6 +104,7 @@ class KafkaSubscription:
         if limit < 1:
             message = f"receive({limit}): ask for at least one"
             raise ValueError(message)
+        await _turn()
         while not self._closed:
             if self._ready:
                 if self._is_doubtful() and await self._ask() is not None:
@@ -131,20 +133,24 @@ class KafkaSubscription:
             if trouble is not None:
                 return [trouble] * len(settled)
         outcomes: list[SettleError | None] = [None] * len(settled)
-        last: Partition | None = None
+        last: object = None
+        opened: dict[int, Delivery] = {}
         for index, (delivery, settlement) in enumerate(settled):
             part = delivery.receipt
-            position = delivery.position
-            if not isinstance(part, Partition) or not part.live or position is None:
+            if part is not last:
+                last, opened = part, {}
+                if isinstance(part, Partition) and part.live:
+                    opened = part.open
+                    self._committer.touch(part)
+            offset = -1 if delivery.position is None else delivery.position[1]
+            if opened.get(offset) is not delivery or not isinstance(part, Partition):
                 outcomes[index] = _stale(delivery)
-            elif type(settlement) is Ack:
-                if not part.finish(delivery, position[1]):
-                    outcomes[index] = _stale(delivery)
+            elif type(settlement) is not Ack:
+                outcomes[index] = self._return(part, delivery, offset, getattr(settlement, "after", 0.0))
+            elif part.marks:
+                part.finish(delivery, offset)
             else:
-                outcomes[index] = self._return(part, delivery, position[1], getattr(settlement, "after", 0.0))
-            if part is not last and isinstance(part, Partition) and part.live:
-                self._committer.touch(part)
-                last = part
+                del opened[offset]
         return outcomes if not self._durable else await self._remembered(settled, outcomes)
 
     async def _remembered(
@@ -583,6 +589,12 @@ class KafkaSubscription:
         await self._committer.close()
         await self._consumer.stop(_LEAVE)
         self._on_closed(self)
+
+
+@coroutine
+def _turn() -> Generator[None, None, None]:
+    """Let the event loop turn once, so that one busy group cannot starve its neighbours."""
+    yield
 
 
 _FULL = "the commit's metadata has no room for this mark; the broker takes 4,096 characters a partition"

@@ -33,8 +33,8 @@ _ROOM = 16 * 1024
 """Bytes of `max_payload` that are kept for what the wire adds: ids, packed headers, frames."""
 
 _CLOSE = 4.0
-_LIMITS = frozenset({"early-after-restart", "returns-count-as-arrivals"})
-"""The server writes what was delivered and nak'ed once a second, and counts deliveries without a note of why."""
+_LIMITS = frozenset({"returns-count-as-arrivals"})
+"""The server counts deliveries and takes no note of why."""
 
 
 class NatsAdapter:

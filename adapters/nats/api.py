@@ -79,7 +79,7 @@ class Api:
         try:
             await self.ask(f"STREAM.MSG.DELETE.{stream}", {"seq": seq, "no_erase": True})
         except ApiError as error:
-            if error.reason not in {NO_MESSAGE, _GONE}:
+            if error.reason not in {NO_MESSAGE, _GONE} and "no message found" not in error.text:
                 raise
 
     async def _or_none(

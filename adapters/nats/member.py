@@ -436,7 +436,8 @@ class Member:
                 parts.setdefault(held.source, []).append(held)
             await asyncio.gather(*(self._renew_at(source, part, now) for source, part in parts.items()))
             if self.watches_time and self.site.time.age > _CLOCK:
-                await self.look_at_clock()
+                with contextlib.suppress(NoAnswer, ApiError):  # asked again with the next renewal
+                    await self.look_at_clock()
         finally:
             self._renewing = False
 
@@ -453,13 +454,12 @@ class Member:
     watches_time = False
 
     async def look_at_clock(self) -> None:
-        """Learn the server's time from the leader of the stream whose messages may have to wait."""
+        """Learn the server's time from the leader of the stream whose messages may have to wait. Raises as `Api` does."""
         for source in self.sources:
             if self.address_of(source).place == "inlet":
-                with contextlib.suppress(NoAnswer, ApiError):
-                    info = await self.site.api.stream(source.stream)
-                    if info is not None and "ts" in info:
-                        self.site.time.observe(info["ts"])
+                info = await self.site.api.stream(source.stream)
+                if info is not None and "ts" in info:  # servers before 2.10 do not say it
+                    self.site.time.observe(info["ts"])
                 return
 
     def _came_back(self) -> None:

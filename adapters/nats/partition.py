@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from brokerkit.adapters.nats.failure import ApiError, NoAnswer
 from brokerkit.adapters.nats.held import Held
 from brokerkit.adapters.nats.source import Source, nak
-from brokerkit.adapters.nats.topology import BUDGET, GROUP
+from brokerkit.adapters.nats.topology import GROUP
 
 if TYPE_CHECKING:
     from brokerkit.adapters.nats.keyed import KeyedSubscription
@@ -184,13 +184,14 @@ class Partition:
             if self.pin != pin or self.state != "taking":
                 return
             if info is not None:
+                short = int(info["num_ack_pending"]) - len(self._taken)
                 if not asked:
                     asked = True
-                    await self.source.ask(min(BUDGET, int(info["num_ack_pending"]) + 1))
                     await self._call_back(info, spare=set(self._taken))
-                    continue
-                if int(info["num_ack_pending"]) <= len(self._taken):
+                elif short <= 0:
                     break
+                if self.source.credit < short:  # what is new may have used up what was asked for
+                    await self.source.request(short - self.source.credit)
             self._arrival.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK):

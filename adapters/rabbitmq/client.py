@@ -20,6 +20,7 @@ from pamqp import commands
 from yarl import URL
 
 from brokerkit.adapters.rabbitmq.failure import at_connect, meaning
+from brokerkit.adapters.rabbitmq.frames import Reader
 from brokerkit.adapters.rabbitmq.url import Options
 from brokerkit.errors import ConnectionLost
 
@@ -82,7 +83,8 @@ class _Transport(TransportFactory):
         del url, kwargs
         reader, writer = await asyncio.open_connection(*self._place, ssl=self._context)
         self.writer = writer
-        return reader, writer
+        mending: Any = Reader(reader)
+        return mending, writer
 
     def abort(self) -> None:
         """Cut the connection."""

@@ -5,13 +5,12 @@ A failed declaration closes its channel, and one of an unknown type of exchange 
 throw-away channels, making on a throw-away connection.
 """
 
-import asyncio
 import logging
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 
 from brokerkit.adapters.rabbitmq.client import Channel, Client, open_client
-from brokerkit.adapters.rabbitmq.topology import Binding, Exchange, Plan, Queue
+from brokerkit.adapters.rabbitmq.topology import Binding, Plan
 from brokerkit.adapters.rabbitmq.url import Options
 from brokerkit.errors import ConfigurationError, ConnectionLost, NotFound, Unauthorised
 
@@ -130,7 +129,3 @@ class _Look:
         """Close what is open."""
         if self._channel is not None:
             await self._channel.close()
-
-
-Things = Sequence[Exchange | Queue]
-Wait = asyncio.Future[None]

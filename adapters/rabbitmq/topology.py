@@ -71,12 +71,7 @@ class Plan:
                 _command("exchange", name=each.name, type=each.kind, arguments=each.arguments)
                 for each in self.exchanges
             ),
-            *(
-                _command(
-                    "queue", name=each.name, queue_type="quorum", arguments=_without_type(each.arguments)
-                )
-                for each in self.queues
-            ),
+            *(_command("queue", name=each.name, arguments=each.arguments) for each in self.queues),
             *(
                 _command(
                     "binding",

@@ -65,7 +65,7 @@ class SqsAdapter:
             log=False,
             lease=float(self._options.lease),
             max_delay=_MAX_DELAY,
-            max_message=self._options.max_message - RESERVE,
+            max_message=self._largest() - RESERVE,
             max_return=_MAX_RETURN,
             key_returns=False,
             limits=_LIMITS if self._options.near else _LIMITS | {"acked-may-return"},
@@ -235,6 +235,11 @@ class SqsAdapter:
         if self._transport is not None:
             await self._transport.close()
         session.close()
+
+    def _largest(self) -> int:
+        """Return how many bytes may travel: SNS takes less than SQS."""
+        most = self._options.max_message
+        return most if self._options.sns == "off" else min(most, Topics.limit)
 
     def _opened(self) -> tuple[Desk, Groups]:
         if self._closed or self._desk is None or self._groups is None:

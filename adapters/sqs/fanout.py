@@ -154,10 +154,13 @@ class Fanout:
     async def _place(self, to: Address) -> Queue:
         """Return the queue of a group's own place; its inlet is of the kind of its queue."""
         assert to.group is not None  # noqa: S101 - the caller has looked
-        for fifo in (False, True) if to.place != "dead" else (False,):
-            queue = await self._queues.find(queue_name(to, fifo=fifo))
-            if queue is not None:
-                return queue
+        names = list(dict.fromkeys(queue_name(to, fifo=fifo) for fifo in (False, True)))
+        for name in names:
+            if (known := self._queues.known(name)) is not None:
+                return known
+        for name in names:
+            if (found := await self._queues.find(name)) is not None:
+                return found
         message = (
             f"{self._options.text}: {to.channel} has no group {to.group}, or its queues have not been made"
         )

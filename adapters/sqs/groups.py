@@ -62,7 +62,7 @@ class Groups:
                     missing.append(name)
                     if create:
                         await self._queues.make(name)
-                if is_main and create and self._is_fresh(at.channel, name):
+                if is_main and create and self._is_fresh(at, name):
                     fresh.setdefault(at.channel, []).append(name)
             missing.extend(await self._subscribed(at, order, create=create))
         if fresh:
@@ -85,9 +85,10 @@ class Groups:
             oldest=None,
         )
 
-    def _is_fresh(self, channel: str, name: str) -> bool:
-        """Say whether publishers that list a channel's groups may not know this one yet."""
-        return self._topics is None and channel not in self._native and name in self._queues.young
+    def _is_fresh(self, at: Address, name: str) -> bool:
+        """Say whether publishers that list a channel's groups may not know this one yet; none lists what is adopted."""
+        adopted = at.channel in self._native or f"{at.channel}/{at.group}" in self._native
+        return self._topics is None and not adopted and name in self._queues.young
 
     async def _counts(self, queue: Queue) -> dict[str, int]:
         try:

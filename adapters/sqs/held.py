@@ -3,6 +3,7 @@ What a subscription holds, and how it keeps it: leases are renewed in time, and 
 """
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from brokerkit.delivery import Delivery
 from brokerkit.errors import SettleError
 
 __all__ = ["Held", "Keeper", "Source", "put_back"]
+
+_log = logging.getLogger(__name__)
 
 _LONGEST_HOLD = 11.5 * 3600
 """SQS hands a message to somebody else 12 hours after it was received, whatever is renewed."""
@@ -102,9 +105,12 @@ class Keeper:
     async def _renew_for_ever(self) -> None:
         while True:
             await asyncio.sleep(self._lease / 8 * random.uniform(0.8, 1.0))  # noqa: S311 - spread over the interval
-            self._end()
-            await self._renew_old([held for held in self.held if self._is_old(held)])
-            self._end()
+            try:
+                self._end()
+                await self._renew_old([held for held in self.held if self._is_old(held)])
+                self._end()
+            except Exception:  # noqa: BLE001 - a bug must not end all leases in silence
+                _log.exception("leases could not be renewed; it is tried again")
 
     def _end(self) -> None:
         over = [held for held in self.held if self.expired(held)]

@@ -9,7 +9,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -101,9 +101,7 @@ class HttpTransport:
             )
             raise CallFailed(message, code="certificate") from error
         except aiohttp.ClientConnectorSSLError as error:
-            message = (
-                f"TLS cannot be agreed on with the server ({error.os_error}); see options tls and tls_ca"
-            )
+            message = "TLS cannot be agreed on with the server; see options tls and tls_ca"
             raise CallFailed(message, code="certificate") from error
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             message = f"no connection to {self._url} ({type(error).__name__})"
@@ -155,15 +153,15 @@ def _user_agent() -> str:
 
 
 def _parsed(text: bytes, status: int, code: str) -> dict[str, Any]:
+    data: Any
     try:
         data = json.loads(text) if text else {}
     except ValueError:
         data = {"__type": f"HTTP {status}", "message": text[:200].decode(errors="replace")}
-    if not isinstance(data, dict):
-        data = {}
+    answer: dict[str, Any] = cast("dict[str, Any]", data) if isinstance(data, dict) else {}
     if code:
-        data["__type"] = code
-    return data
+        answer["__type"] = code
+    return answer
 
 
 def _refused(data: dict[str, Any], status: int) -> CallFailed:

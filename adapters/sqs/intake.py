@@ -6,6 +6,7 @@ at the service and swallows what comes (tried: 20 of 20 messages).
 """
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,8 +23,10 @@ _ATTRIBUTES = ("ApproximateFirstReceiveTimestamp", "ApproximateReceiveCount", "S
 _PATIENCE = 5.0
 _LONGEST_BACKOFF = 5.0
 
-Take = Callable[[Source, Sequence[dict[str, Any]], float], None]
-"""Takes what a poll has brought, and the loop's time before which the poll was sent."""
+_log = logging.getLogger(__name__)
+
+Take = Callable[[Source, Sequence[dict[str, Any]], float], int]
+"""Takes what a poll has brought and the loop's time before which the poll was sent; returns how many can be handed out now."""
 
 
 class Intake:
@@ -92,19 +95,23 @@ class Intake:
         try:
             timeout = options.poll + options.send_timeout
             answer = await self._desk.call("ReceiveMessage", self._source.queue, arguments, timeout)
+            found: Sequence[dict[str, Any]] = answer.data.get("Messages") or ()
+            ready = self._take(self._source, found, begun)
         except CallFailed as error:
-            self._asked -= ask
             self._failed(error)
             return
-        self._asked -= ask
+        except Exception as error:  # noqa: BLE001 - one odd answer must not end the intake
+            _log.exception("what a poll of %s has brought could not be read", self._source.queue.name)
+            self._failed(CallFailed(repr(error), code="unreadable", sent=True))
+            return
+        finally:
+            self._asked -= ask
         self._failures = 0
-        found = answer.data.get("Messages") or ()
         if len(found) == ask:
             self._allowed = min(self._allowed * 2, options.polls)
         elif not found:
             self._allowed = 1
-        self._wanted = max(self._wanted - len(found), 0)
-        self._take(self._source, found, begun)
+        self._wanted = max(self._wanted - ready, 0)
         # this task is still in the set of polls: seek when it is out of it
         loop.call_soon(self._seek_again)
 

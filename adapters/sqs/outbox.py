@@ -31,7 +31,7 @@ Post = Callable[[list[dict[str, Any]]], Awaitable[dict[str, Any]]]
 class Batch:
     """What one `send` gives: the lanes in which something was not stored."""
 
-    failed: set[str] = field(default_factory=set)
+    failed: set[str] = field(default_factory=set[str])
 
 
 @dataclass(slots=True, eq=False)
@@ -87,7 +87,9 @@ class Outbox:
         now = asyncio.get_running_loop().time()
         parcels: list[Parcel] = []
         size = 0
-        while waiting and len(parcels) < _BATCH and size + waiting[0].entry.size <= self._limit:
+        while (
+            waiting and len(parcels) < _BATCH and (not parcels or size + waiting[0].entry.size <= self._limit)
+        ):
             parcel = waiting.popleft()
             if parcel.done.done():
                 continue

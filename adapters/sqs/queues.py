@@ -81,6 +81,10 @@ class Queues:
             task.add_done_callback(lambda done: self._found(name, done))
         return await asyncio.shield(task)
 
+    def known(self, name: str) -> Queue | None:
+        """Return a queue if it has been found before."""
+        return self._known.get(name)
+
     async def get(self, name: str) -> Queue:
         """Return a queue by its name; raises `NotFound`."""
         queue = await self.find(name)
@@ -198,9 +202,9 @@ class Queues:
             _log.warning(
                 "the attributes of queue %s may not be read; its size limit is taken for 1 MiB", name
             )
-            found, date = {}, None
+            found, date = dict[str, str](), None
         # both times are cut to the second
-        if date is not None and date - int(found.get("CreatedTimestamp", 0)) < self._options.settling + 1:
+        if date is not None and date - float(found.get("CreatedTimestamp", 0)) < self._options.settling + 1:
             self.young.add(name)
         limit = min(int(found.get("MaximumMessageSize", MiB)), self._options.max_message)
         return Queue(name, url, limit, found.get("QueueArn", ""))

@@ -75,13 +75,16 @@ class Routes:
 
     def _ask(self, channel: str) -> asyncio.Task[_List]:
         task = self._asking.get(channel)
-        if task is None:
+        if (
+            task is None or task.done()
+        ):  # done, and its callback has not run: it may be too old for who asks now
             task = self._asking[channel] = asyncio.create_task(self._fetch(channel))
             task.add_done_callback(lambda done: self._asked(channel, done))
         return task
 
     def _asked(self, channel: str, task: asyncio.Task[_List]) -> None:
-        del self._asking[channel]
+        if self._asking.get(channel) is task:
+            del self._asking[channel]
         if not task.cancelled() and task.exception() is None:
             self._lists[channel] = task.result()
 

@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from botocore import xform_name
-from botocore.config import Config
-from botocore.exceptions import (
+from botocore import xform_name  # type: ignore[import-untyped]
+from botocore.config import Config  # type: ignore[import-untyped]
+from botocore.exceptions import (  # type: ignore[import-untyped]
     BotoCoreError,
     ClientError,
     ConfigParseError,
@@ -27,8 +27,10 @@ from botocore.exceptions import (
     ProfileNotFound,
     SSLError,
 )
-from botocore.loaders import create_loader
-from botocore.session import Session
+from botocore.loaders import create_loader  # type: ignore[import-untyped]
+from botocore.session import Session  # type: ignore[import-untyped]
+from urllib3 import disable_warnings
+from urllib3.exceptions import InsecureRequestWarning
 
 from brokerkit.adapters.sqs.calls import Answer, Arguments, CallFailed, date_of
 from brokerkit.adapters.sqs.failure import short
@@ -140,6 +142,10 @@ class AwsSession:
             session: Any = Session(profile=options.profile)
             session.register_component("data_loader", _loader())
             self._session = session
+            if _verify(options) is False:
+                disable_warnings(
+                    InsecureRequestWarning
+                )  # it was asked for by name, and would come with every call
             self._use(options)
             self._sqs = self._client("sqs", read=options.send_timeout, pool=_THREADS)
             if options.sns != "off":

@@ -7,7 +7,7 @@ import logging
 import math
 import uuid
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 from zlib import crc32
@@ -172,8 +172,9 @@ class SqsSubscription:
             self._watch()
         return taken
 
-    def _take(self, source: Source, found: Sequence[dict[str, Any]], begun: float) -> None:
+    def _take(self, source: Source, found: Sequence[dict[str, Any]], begun: float) -> int:
         self._failure = None
+        before = len(self._ready)
         parked: list[tuple[Held, float, dict[str, Any]]] = []
         for raw in found:
             held, after = self._held_of(source, raw, begun)
@@ -193,13 +194,15 @@ class SqsSubscription:
         if self._ready:
             self._changed.set()
             self._watch()
+        return len(self._ready) - before
 
     def _held_of(self, source: Source, raw: dict[str, Any], begun: float) -> tuple[Held, float]:
         queue = source.queue
         read = read_message(raw, fifo=queue.fifo)
         message_id = str(raw.get("MessageId", ""))
         after = read.after if source.place == "inlet" else 0.0
-        arrivals = max(int((raw.get("Attributes") or {}).get("ApproximateReceiveCount", 1)), 1)
+        attributes: Mapping[str, str] = raw.get("Attributes") or {}
+        arrivals = max(int(attributes.get("ApproximateReceiveCount", 1)), 1)
         polite = self._desk.returns.get(message_id, 0) + parks_of(after, fifo=queue.fifo)
         delivery = Delivery(
             read.message,

@@ -8,7 +8,7 @@ counted by the broker's clock alone, so a park that a crash has cut short is sim
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from brokerkit.adapters.sqs.calls import CallFailed
@@ -41,11 +41,10 @@ class Parking:
         self._source = source
         self._counted = -math.inf
         self._crowded = False
-        self.crowd = _CROWD
 
     def left(self, raw: dict[str, Any], after: float) -> float:
         """Return how many seconds are left of a copy's delay."""
-        attributes = raw.get("Attributes") or {}
+        attributes: Mapping[str, str] = raw.get("Attributes") or {}
         sent = _seconds(attributes.get("SentTimestamp"))
         first = _seconds(attributes.get("ApproximateFirstReceiveTimestamp"))
         for stamp in (sent, first):
@@ -81,7 +80,7 @@ class Parking:
                 return (
                     self._crowded
                 )  # whoever may not read attributes parks, and meets the limit at twice as many
-            self._crowded = int(found.get(name, 0)) > self.crowd
+            self._crowded = int(found.get(name, 0)) > _CROWD
         return self._crowded
 
     async def _hop(self, copies: Sequence[tuple[Held, float, dict[str, Any]]]) -> None:

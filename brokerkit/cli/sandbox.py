@@ -2,8 +2,8 @@
 `brokerkit sandbox`: real brokers on this machine, in containers where an engine answers, else without.
 """
 
-import os
 import shlex
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,8 +40,8 @@ def sandbox() -> None:
     """
     Run real brokers on this machine.
 
-    Servers: kafka, rabbitmq, nats, sqs (ElasticMQ), sns (moto), postgres, redis; without a name all of them. In containers where docker
-    compose and its engine answer, else the servers themselves, on loopback, on ports that were free.
+    Servers: kafka, rabbitmq, nats, sqs (ElasticMQ), sns (moto), postgres, redis; without a name all of them. In containers where
+    docker compose and its engine answer, else the servers themselves, on loopback, on ports that were free.
     """
 
 
@@ -61,7 +61,10 @@ _folder = click.option(
     examples=(
         ("brokerkit sandbox up", "start all servers"),
         ("brokerkit sandbox up kafka --ephemeral", "start one whose data `down` deletes"),
-        ("brokerkit sandbox up nats --set nats.jetstream.sync_interval=always", "with a setting of its own"),
+        (
+            "brokerkit sandbox up nats --setting nats.jetstream.sync_interval=always",
+            "with a setting of its own",
+        ),
     )
 )
 @_servers
@@ -75,11 +78,9 @@ _folder = click.option(
 )
 @click.option("--ephemeral", is_flag=True, help="Let `down` delete the data.")
 @click.option(
-    "--set",
-    "settings_",
+    "--setting",
     multiple=True,
     metavar="SERVER.KEY=VALUE",
-    envvar="BROKERKIT_SANDBOX_UP_SET",
     help="A line of the server's own configuration; repeatable, native only.",
 )
 @pass_settings
@@ -89,7 +90,7 @@ def up(
     folder: Path,
     engine: str,
     ephemeral: bool,
-    settings_: tuple[str, ...],
+    setting: tuple[str, ...],
 ) -> int:
     """
     Start servers and wait until they answer in their own protocol.
@@ -98,11 +99,11 @@ def up(
     says what to run.
     """
     names = _names(servers)
-    given = _given(settings_, names)
+    given = _given(setting, names)
     chosen = _choose(folder, engine)
     if chosen == "compose":
         if given:
-            message = "--set changes servers that run natively; say --engine native"
+            message = "--setting changes servers that run natively; say --engine native"
             raise click.UsageError(message, click.get_current_context())
         return _up_in_containers(settings, folder, names)
     box = _box(settings, folder)
@@ -380,9 +381,7 @@ def _given(pairs: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, st
         place, equals, value = pair.partition("=")
         name, dot, key = place.partition(".")
         if not equals or not dot or not key or name not in names:
-            message = (
-                f"--set {pair!r}: write SERVER.KEY=VALUE, with a server that is started: {', '.join(names)}"
-            )
+            message = f"--setting {pair!r}: write SERVER.KEY=VALUE, with a server that is started: {', '.join(names)}"
             raise click.UsageError(message, click.get_current_context())
         given.setdefault(name, {})[key] = value
     return given
@@ -420,7 +419,7 @@ def _remember(folder: Path, engine: Engine) -> None:
 
 def _confirm(names: Sequence[str]) -> None:
     what = f"delete everything of {', '.join(names)}"
-    if not os.isatty(0):
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
         message = f"to {what} say --yes"
         raise Refused(message)
     click.confirm(f"{what}?", abort=True, err=True)

@@ -23,13 +23,14 @@ class Record:
     """
     One server's memory.
 
-    version: the server's. process, companions: what runs, or ran, for it; none after an orderly stop. ephemeral: whether its
-    data go when it is taken down.
+    version, programs: what it was last started from. process, companions: what runs, or ran, for it; none after an orderly
+    stop. ephemeral: whether its data go when it is taken down.
     """
 
     version: str
     ports: dict[str, int]
     data: Path
+    programs: dict[str, Path] = field(default_factory=dict[str, Path])
     settings: dict[str, str] = field(default_factory=dict[str, str])
     security: Security | None = None
     ephemeral: bool = False
@@ -69,6 +70,7 @@ def _record(found: dict[str, Any]) -> Record:
         version=found["version"],
         ports={str(name): int(port) for name, port in found["ports"].items()},
         data=Path(found["data"]),
+        programs={str(name): Path(program) for name, program in found["programs"].items()},
         settings=dict(found["settings"]),
         security=None
         if security is None

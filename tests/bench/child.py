@@ -8,9 +8,10 @@ import importlib
 import json
 import logging
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, cast
 
 from tests.bench.plan import CLIENTS
 from tests.bench.work import Client, Failed, Figures, Meter, Task, envelope_of, id_of, orders
@@ -94,11 +95,19 @@ def main() -> int:
     task = Task(**json.loads(sys.argv[1]))
     try:
         figures = asyncio.run(run(task))
-    except Failed as error:
-        print(json.dumps({"failed": str(error)}))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the line failed, and the run goes on
+        traceback.print_exc()
+        print(json.dumps({"failed": _reason(error)}))
         return 1
     print(json.dumps(asdict(figures)))
     return 0
+
+
+def _reason(error: BaseException) -> str:
+    """Say what went wrong in one line: of a group, the first."""
+    while isinstance(error, BaseExceptionGroup):
+        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
+    return str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":

@@ -11,15 +11,24 @@ from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import TopicAlreadyExistsError
+from aiokafka import (  # type: ignore[import-untyped] # pyright: ignore[reportMissingTypeStubs]
+    AIOKafkaConsumer,
+    AIOKafkaProducer,
+    TopicPartition,
+)
+from aiokafka.admin import (  # type: ignore[import-untyped] # pyright: ignore[reportMissingTypeStubs]
+    AIOKafkaAdminClient,
+    NewTopic,
+)
+from aiokafka.errors import (  # type: ignore[import-untyped] # pyright: ignore[reportMissingTypeStubs]
+    TopicAlreadyExistsError,
+)
 from faststream.kafka import KafkaBroker
 
 from tests.bench.windows import in_window
-from tests.bench.work import WINDOW, Client, Meter, Order, Task
+from tests.bench.work import WINDOW, Client, Envelope, Meter, Order, Task
 
-__all__ = ["AioKafka", "FastStream", "FastStreamBatch"]
+__all__ = ["AioKafka", "AioKafkaModel", "FastStream", "FastStreamBatch"]
 
 PARTITIONS: Final = 6
 _BATCH: Final = 500
@@ -87,12 +96,15 @@ class AioKafka(Client):
                 while not meter.over.is_set():
                     found = await consumer.getmany(timeout_ms=1000, max_records=_BATCH)
                     for records in found.values():
-                        meter.add_all([record.value for record in records])
+                        self._handle(meter, [record.value for record in records])
             await consumer.commit()
             meter.stop()
         finally:
             timer.cancel()
             await consumer.stop()
+
+    def _handle(self, meter: Meter, bodies: Sequence[bytes]) -> None:
+        meter.add_all(bodies)
 
     async def left(self) -> int:
         admin: Any = AIOKafkaAdminClient(bootstrap_servers=self._servers)
@@ -108,6 +120,13 @@ class AioKafka(Client):
 
     async def close(self) -> None:
         """Nothing is open between the calls."""
+
+
+class AioKafkaModel(AioKafka):
+    """The same, with each body read into pydantic models: what a program that uses its messages cannot do without."""
+
+    def _handle(self, meter: Meter, bodies: Sequence[bytes]) -> None:
+        meter.add_all([Envelope.model_validate_json(body).data.id for body in bodies])
 
 
 class FastStream(AioKafka):
@@ -130,9 +149,10 @@ class FastStream(AioKafka):
             await in_window(one, items)
 
     def _subscribe(self, broker: Any, meter: Meter) -> None:
-        @broker.subscriber(self._topic, group_id=_GROUP, auto_offset_reset="earliest")
         async def charge(order: Order) -> None:
             meter.add(order.id)
+
+        broker.subscriber(self._topic, group_id=_GROUP, auto_offset_reset="earliest")(charge)
 
     async def consume(self, meter: Meter) -> None:
         broker = self._broker()
@@ -147,12 +167,13 @@ class FastStreamBatch(FastStream):
     """The same, with `batch=True`: a list of models for each call."""
 
     def _subscribe(self, broker: Any, meter: Meter) -> None:
-        @broker.subscriber(
+        async def charge(orders: list[Order]) -> None:
+            meter.add_all([order.id for order in orders])
+
+        broker.subscriber(
             self._topic,
             group_id=_GROUP,
             auto_offset_reset="earliest",
             batch=True,
             max_records=_BATCH,
-        )
-        async def charge(orders: list[Order]) -> None:
-            meter.add_all([order.id for order in orders])
+        )(charge)

@@ -15,9 +15,11 @@ from nats.js.api import AckPolicy, ConsumerConfig, RetentionPolicy, StorageType,
 from nats.js.errors import NotFoundError
 
 from tests.bench.windows import in_window
-from tests.bench.work import WINDOW, Client, Failed, Meter, Order, Task
+from tests.bench.work import WINDOW, Client, Envelope, Failed, Meter, Order, Task
 
-__all__ = ["FastStreamPull", "FastStreamPush", "Fetch", "Pull"]
+_nats: Any = nats
+
+__all__ = ["FastStreamPull", "FastStreamPush", "Fetch", "Pull", "PullModel"]
 
 _DURABLE: Final = "billing"
 _FETCH: Final = 500
@@ -36,7 +38,7 @@ class Pull(Client):
         self._connection: Any = None
 
     async def open(self) -> None:
-        self._connection = await nats.connect(self.task.url)
+        self._connection = await _nats.connect(self.task.url)
         self.server = f"nats-server {self._connection.connected_server_version}"
         js = self._connection.jetstream()
         stream = StreamConfig(
@@ -80,7 +82,7 @@ class Pull(Client):
             if not message.reply:
                 error = f"the server answered {message.headers}"
                 raise Failed(error)
-            meter.add(message.data)
+            self._handle(meter, message.data)
             await connection.publish(message.reply, b"+ACK")
             credit -= 1
             if credit <= WINDOW // 2:
@@ -95,6 +97,9 @@ class Pull(Client):
         meter.stop()
         await subscription.unsubscribe()
 
+    def _handle(self, meter: Meter, body: bytes) -> None:
+        meter.add(body)
+
     async def left(self) -> int:
         info = await self._connection.jetstream().consumer_info(self._stream, _DURABLE)
         return int(info.num_pending + info.num_ack_pending)
@@ -102,6 +107,13 @@ class Pull(Client):
     async def close(self) -> None:
         if self._connection is not None:
             await self._connection.close()
+
+
+class PullModel(Pull):
+    """The same, with each body read into pydantic models: what a program that uses its messages cannot do without."""
+
+    def _handle(self, meter: Meter, body: bytes) -> None:
+        meter.add(Envelope.model_validate_json(body).data.id)
 
 
 class Fetch(Pull):
@@ -155,9 +167,10 @@ class FastStreamPull(Pull):
     async def consume(self, meter: Meter) -> None:
         broker = self._broker()
 
-        @self._subscriber(broker)
         async def charge(order: Order) -> None:
             meter.add(order.id)
+
+        self._subscriber(broker)(charge)
 
         async with broker:
             await broker.start()

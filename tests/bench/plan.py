@@ -58,12 +58,15 @@ class Aim:
 
 CLIENTS: Final[Mapping[tuple[str, str], tuple[str, str]]] = {
     ("kafka", "aiokafka"): ("kafka", "AioKafka"),
+    ("kafka", "aiokafka-model"): ("kafka", "AioKafkaModel"),
     ("kafka", "faststream"): ("kafka", "FastStream"),
     ("kafka", "faststream-batch"): ("kafka", "FastStreamBatch"),
     ("rabbitmq", "aiormq"): ("rabbitmq", "Aiormq"),
     ("rabbitmq", "aio-pika"): ("rabbitmq", "AioPika"),
+    ("rabbitmq", "aio-pika-model"): ("rabbitmq", "AioPikaModel"),
     ("rabbitmq", "faststream"): ("rabbitmq", "FastStream"),
     ("nats", "nats-py"): ("nats", "Pull"),
+    ("nats", "nats-py-model"): ("nats", "PullModel"),
     ("nats", "fetch"): ("nats", "Fetch"),
     ("nats", "faststream"): ("nats", "FastStreamPull"),
     ("nats", "faststream-push"): ("nats", "FastStreamPush"),
@@ -87,6 +90,7 @@ LINES: Final[Mapping[str, Sequence[Line]]] = {
     "kafka": (
         Line("aiokafka", "publish", "512 futures at once, acks=all, idempotent", base=True),
         Line("aiokafka", "consume", "getmany(500), a commit every 200 ms", base=True),
+        Line("aiokafka-model", "consume", "the same, bodies read into pydantic models"),
         *_OURS,
         Line("faststream", "publish", "512 calls of broker.publish at once, acks=all, idempotent"),
         Line("faststream", "consume", "a pydantic model, ACK_FIRST (its default)"),
@@ -95,6 +99,7 @@ LINES: Final[Mapping[str, Sequence[Line]]] = {
     "rabbitmq": (
         Line("aiormq", "publish", "512 confirms at once, persistent", base=True),
         Line("aio-pika", "consume", "a callback, one ack for each message, prefetch 512", base=True),
+        Line("aio-pika-model", "consume", "the same, bodies read into pydantic models"),
         Line("aiormq", "consume", "one ack, multiple, for 100 messages or 5 ms, prefetch 512"),
         *_OURS,
         Line("faststream", "publish", "512 calls of broker.publish at once, persist=True"),
@@ -103,10 +108,13 @@ LINES: Final[Mapping[str, Sequence[Line]]] = {
     "nats": (
         Line("nats-py", "publish", "publish_async, 512 unconfirmed", base=True),
         Line("nats-py", "consume", "pull requests of 512 into one callback, acks without answer", base=True),
+        Line("nats-py-model", "consume", "the same, bodies read into pydantic models"),
         Line("fetch", "consume", "fetch(500), acks without answer"),
         *_OURS,
         Line("faststream", "publish", "512 calls of broker.publish at once"),
-        Line("faststream", "consume", "a pydantic model, pull, batch_size=500, REJECT_ON_ERROR (its default)"),
+        Line(
+            "faststream", "consume", "a pydantic model, pull, batch_size=500, REJECT_ON_ERROR (its default)"
+        ),
         Line("faststream-push", "consume", "the same, push"),
     ),
     "sqs": (

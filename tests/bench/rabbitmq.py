@@ -15,9 +15,9 @@ from aiormq import spec
 from faststream.rabbit import Channel, ExchangeType, QueueType, RabbitBroker, RabbitExchange, RabbitQueue
 
 from tests.bench.windows import in_window
-from tests.bench.work import WINDOW, Client, Meter, Order, Task
+from tests.bench.work import WINDOW, Client, Envelope, Meter, Order, Task
 
-__all__ = ["AioPika", "Aiormq", "FastStream"]
+__all__ = ["AioPika", "AioPikaModel", "Aiormq", "FastStream"]
 
 _COALESCE: Final = 100
 _TICK: Final = 0.005
@@ -113,13 +113,32 @@ class AioPika(Aiormq):
             await channel.set_qos(prefetch_count=WINDOW)
             queue = await channel.get_queue(self._queue)
 
+            acked = 0
+            last = asyncio.Event()
+
             async def on_message(message: Any) -> None:
-                meter.add(message.body)
+                nonlocal acked
+                self._handle(meter, message.body)
                 await message.ack()
+                acked += 1
+                if acked >= meter.total:
+                    last.set()
 
             await queue.consume(on_message)
             await meter.wait()
+            async with asyncio.timeout(30):
+                await last.wait()
             meter.stop()
+
+    def _handle(self, meter: Meter, body: bytes) -> None:
+        meter.add(body)
+
+
+class AioPikaModel(AioPika):
+    """The same, with each body read into pydantic models: what a program that uses its messages cannot do without."""
+
+    def _handle(self, meter: Meter, body: bytes) -> None:
+        meter.add(Envelope.model_validate_json(body).data.id)
 
 
 class FastStream(Aiormq):
@@ -145,9 +164,10 @@ class FastStream(Aiormq):
         broker = self._broker()
         queue = RabbitQueue(self._queue, queue_type=QueueType.QUORUM, durable=True, declare=False)
 
-        @broker.subscriber(queue)
         async def charge(order: Order) -> None:
             meter.add(order.id)
+
+        broker.subscriber(queue)(charge)
 
         async with broker:
             await broker.start()

@@ -234,5 +234,7 @@ def page(said: Mapping[str, Any]) -> str:
             )
         if bound := _BOUNDS.get(broker["broker"]):
             parts.append(f"**What bounds it.** {bound}\n")
-        parts += [f"**Failed.** {line}: {reason.splitlines()[-1]}\n" for line, reason in broker["failed"].items()]
+        parts += [
+            f"**Failed.** {line}: {reason.splitlines()[-1]}\n" for line, reason in broker["failed"].items()
+        ]
     return "\n".join(parts).rstrip() + "\n"

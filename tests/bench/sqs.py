@@ -10,10 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import botocore.session
-from botocore.config import Config
+import botocore.session  # type: ignore[import-untyped] # pyright: ignore[reportMissingTypeStubs]
+from botocore.config import (  # type: ignore[import-untyped] # pyright: ignore[reportMissingTypeStubs]
+    Config,
+)
 
 from tests.bench.work import Client, Failed, Meter, Task
+
+_botocore: Any = botocore
 
 __all__ = ["Botocore"]
 
@@ -27,7 +31,7 @@ class Botocore(Client):
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         self._queue = ""
-        session: Any = botocore.session.get_session()
+        session: Any = _botocore.session.get_session()
         self._client: Any = session.create_client(
             "sqs",
             endpoint_url=f"http://{urlsplit(task.url).netloc}",
@@ -92,7 +96,9 @@ class Botocore(Client):
                 if over.is_set():
                     loop.call_soon_threadsafe(meter.over.set)
 
-        threads = asyncio.gather(*(loop.run_in_executor(self._pool, take, number) for number in range(THREADS)))
+        threads = asyncio.gather(
+            *(loop.run_in_executor(self._pool, take, number) for number in range(THREADS))
+        )
         await meter.wait()
         meter.stop()
         await threads

@@ -13,9 +13,7 @@ __all__ = ["in_window"]
 T = TypeVar("T")
 
 
-async def in_window(
-    do: Callable[[T], Awaitable[object]], items: Sequence[T], *, width: int = WINDOW
-) -> None:
+async def in_window(do: Callable[[T], Awaitable[object]], items: Sequence[T], *, width: int = WINDOW) -> None:
     """Do something with each item, `width` at a time: long-lived workers, which cost less than a task for each."""
     left = iter(items)
 

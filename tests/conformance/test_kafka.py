@@ -17,7 +17,7 @@ class KafkaHarness:
     patience = 20.0
 
     def __init__(self, url: str) -> None:
-        self.url = f"{url}?session=2&drain=4&partitions=3"
+        self.url = f"{url}?session=2&drain=4&partitions=2"
         self.limits = KafkaAdapter(self.url).capabilities.limits
 
     async def adapter(self) -> Adapter:

@@ -17,7 +17,7 @@ class SqsHarness:
     patience = 20.0
 
     def __init__(self, url: str, options: str = "") -> None:
-        self.url = f"{url}?lease=2&poll=1&groups_age=0.05&max_message=200000{options}"
+        self.url = f"{url}?lease=3&poll=1&groups_age=0.05&max_message=200000{options}"
         self.limits = SqsAdapter(self.url).capabilities.limits
 
     async def adapter(self) -> Adapter:

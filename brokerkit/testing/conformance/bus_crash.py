@@ -12,6 +12,7 @@ import pytest
 from tenacity import wait_none
 
 from brokerkit.adapter import Order
+from brokerkit.bus import Bus
 from brokerkit.delivery import Delivery
 from brokerkit.patterns import retry
 from brokerkit.settlement import Retry
@@ -140,6 +141,9 @@ class Crashes:
             await let_go.wait()
 
         await bench.found(channel)
+        if bench.capabilities.log:
+            await self._full_on_a_log(bench, bus, let_go)
+            return
         await bench.publish(channel, [Deed(n=n).outgoing() for n in range(2)])
         async with bench.consuming(bus):
             await bench.log.all_of({"0"}, "begin")
@@ -151,4 +155,26 @@ class Crashes:
                 await bench.log.all_of({"0", "1"}, "ack", who="full")
         assert bench.log.of("stale") == []
         assert sorted(bench.log.ids("end", who="other")) == [str(n) for n in range(2, 10)]
+        await bench.nothing_left(channel)
+
+    async def _full_on_a_log(self, bench: BusBench, bus: Bus, let_go: asyncio.Event) -> None:
+        """
+        The same where a partition has one owner: it waits with its owner, and the others flow.
+
+        Both are there before the first message: who joins makes the others drain, and this handler would not.
+        """
+        channel = bench.name()
+        sent = {str(n) for n in range(40)}
+        async with bench.consuming(bus), bench.acting("other", Plan(channel=channel)):
+            await bench.publish(channel, [Deed(n=int(n)).outgoing() for n in sent])
+            await bench.log.until(
+                lambda: bench.log.of("begin", who="full") and bench.log.of("ack", who="other"),
+                "both have some",
+            )
+            await asyncio.sleep(2.2 * (bench.capabilities.lease or 0))
+            assert len(bench.log.of("begin", who="full")) == 1
+            let_go.set()
+            await bench.log.all_of(sent, "ack")
+        assert bench.log.of("stale") == []
+        assert len(bench.log.of("ack")) == len(sent)
         await bench.nothing_left(channel)

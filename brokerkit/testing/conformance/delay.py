@@ -110,7 +110,7 @@ class Delay:
     @needs("order_key")
     async def test_a_delayed_copy_comes_with_order_by_key_too(self, bench: Bench) -> None:
         member = await bench.member(order="key")
-        await bench.send(bench.first, inlet(bench.name(), "g"), [text("late", "k")], after=0.3)
+        await bench.send(bench.first, inlet(bench.name(), "g"), [text("late", "k")], after=1.0)
         await bench.send(bench.first, bench.name(), [text("1", "k"), text("2", "k")])
         taken = await member.take(3, ack=True)
         assert bodies(taken) == ["1", "2", "late"]

@@ -144,7 +144,6 @@ class Groups:
             return (found.waiting, found.delayed, found.in_flight) == (3, 1, 2)
 
         found = await bench.measures.measure(inlet(bench.name(), "g"))
-        assert found.waiting + found.delayed + found.in_flight == 6
         # what is out is written down a moment later by some brokers
         await eventually(settled_down, bench.patience, "3 that wait, 1 delayed, 2 in flight")
         assert found.oldest is None or 0 <= found.oldest < bench.patience

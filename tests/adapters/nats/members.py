@@ -46,7 +46,12 @@ class Joined:
 
 
 async def join(
-    adapter: NatsAdapter, at: Address, *, order: Order = "none", start: Start = "earliest", prefetch: int = 100
+    adapter: NatsAdapter,
+    at: Address,
+    *,
+    order: Order = "none",
+    start: Start = "earliest",
+    prefetch: int = 100,
 ) -> Joined:
     joined: list[Joined] = []
 
@@ -59,7 +64,9 @@ async def join(
     return joined[0]
 
 
-async def send(adapter: NatsAdapter, to: Address, *bodies: str, key: str | None = None, after: float = 0) -> None:
+async def send(
+    adapter: NatsAdapter, to: Address, *bodies: str, key: str | None = None, after: float = 0
+) -> None:
     messages = [Message(body=body.encode(), key=key.encode() if key else None) for body in bodies]
     assert list(await adapter.send(to, messages, after=after)) == [None] * len(bodies)
 

@@ -1,11 +1,13 @@
 """What goes wrong between here and the server, by the numbers of the list of faults."""
 
 import asyncio
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 
 from brokerkit.adapters.nats import link as link_module
+from brokerkit.adapters.nats.competing import CompetingSubscription
 from brokerkit.errors import ConnectionLost, PublishUnknown, SendError, Stale, TooLarge
 from brokerkit.message import Address, Message
 from brokerkit.settlement import ACK, Retry
@@ -17,6 +19,13 @@ from tests.servers import RealServer
 
 def client_of(adapter: Any) -> Any:
     return adapter.link._client
+
+
+async def until(check: Callable[[], bool]) -> None:
+    """Wait for what the client tells by no event."""
+    async with asyncio.timeout(PATIENCE):
+        while not check():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 async def until_sent(adapter: Any, channel: str, body: str) -> None:
@@ -98,15 +107,15 @@ async def test_f46_a_server_that_is_away_for_more_than_sixty_reconnections_is_fo
     adapter = await connect(server.url)
     member = await join(adapter, inlet(channel))
     await asyncio.to_thread(server.kill)
-    async with asyncio.timeout(PATIENCE):
-        while not any(each.reconnects > 65 for each in client_of(adapter).server_pool):
-            await asyncio.sleep(0.01)
+    await until(lambda: any(each.reconnects > 65 for each in client_of(adapter).server_pool))
     await asyncio.to_thread(server.start)
     await until_sent(adapter, channel, "after")
     assert bodies(await member.take(1, ack=True)) == ["after"]
 
 
-async def test_f47_two_thousand_delayed_returns_stop_nothing_that_is_new(connect: Connect, channel: str) -> None:
+async def test_f47_two_thousand_delayed_returns_stop_nothing_that_is_new(
+    connect: Connect, channel: str
+) -> None:
     adapter = await connect()
     member = await join(adapter, inlet(channel))
     await send(adapter, Address(channel), *["waits"] * 2000)
@@ -170,9 +179,7 @@ async def test_a_client_that_gives_up_after_an_error_of_the_server_is_replaced(
     await send(adapter, Address(channel), "before")
     first = client_of(adapter)
     first._transport.write(b"NONSENSE\r\n")
-    async with asyncio.timeout(PATIENCE):
-        while client_of(adapter) is first or not adapter.link.up:
-            await asyncio.sleep(0.01)
+    await until(lambda: client_of(adapter) is not first and adapter.link.up)
     assert first.is_closed
     await until_sent(adapter, channel, "after")
     assert sorted(bodies(await member.take(2, ack=True))) == ["after", "before"]
@@ -212,9 +219,7 @@ async def test_what_was_confirmed_and_what_was_held_survives_a_kill_of_the_serve
     await asyncio.to_thread(server.kill)
     await asyncio.to_thread(server.start)
     outcomes: list[Any] = []
-    async with asyncio.timeout(PATIENCE):
-        while not adapter.link.up:
-            await asyncio.sleep(0.01)
+    await until(lambda: adapter.link.up)
     outcomes = list(await member.subscription.settle([(each, ACK) for each in held]))
     again = await member.some(6.0)
     done = {body for body, outcome in zip(bodies(held), outcomes, strict=True) if outcome is None}
@@ -228,7 +233,7 @@ async def test_the_server_is_asked_again_when_the_inbox_was_lost_in_silence(
     member = await join(adapter, inlet(channel))
     waiting = asyncio.create_task(member.take(1, ack=True))
     await asyncio.sleep(0.1)
-    for source in member.subscription.sources:  # type: ignore[attr-defined]
+    for source in cast("CompetingSubscription", member.subscription).sources:
         source.credit = 50  # asked for, as far as is known here, and never to come
         await adapter.link.publish(f"$JS.API.CONSUMER.MSG.NEXT.{source.stream}.none", b"1", reply="nowhere")
     await send(adapter, Address(channel), "1")
@@ -252,7 +257,9 @@ async def test_a_deleted_consumer_is_a_lost_connection_and_subscribing_again_mak
     assert bodies(await again.take(1, ack=True)) == ["1"]
 
 
-async def test_a_stream_that_was_deleted_is_made_again_by_the_next_send(connect: Connect, channel: str) -> None:
+async def test_a_stream_that_was_deleted_is_made_again_by_the_next_send(
+    connect: Connect, channel: str
+) -> None:
     adapter = await connect()
     await send(adapter, Address(channel), "1")
     await adapter.api.ask(f"STREAM.DELETE.{channel}")

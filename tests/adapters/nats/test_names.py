@@ -50,7 +50,9 @@ def test_no_stream_takes_a_subject_of_another_place(channel: str, group: str) ->
     assert names.subject(channel, "members", group) not in names.partitions_in(channel, 300)
 
 
-@pytest.mark.parametrize("name", ["", "A", "a b", "a*", ">", "a..b", "a--b", "dead", "x-inlet", "é", "a\r\nPUB x 0", "x" * 81])
+@pytest.mark.parametrize(
+    "name", ["", "A", "a b", "a*", ">", "a..b", "a--b", "dead", "x-inlet", "é", "a\r\nPUB x 0", "x" * 81]
+)
 def test_what_could_mean_something_to_the_server_is_no_name(name: str) -> None:
     with pytest.raises(BadName):
         names.stream(name)

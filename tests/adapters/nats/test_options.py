@@ -59,7 +59,9 @@ def test_a_token_may_stand_in_the_user_s_place() -> None:
     assert (made.token, made.url.user) == ("s3cret", None)
 
 
-@pytest.mark.parametrize("native", [{"orders": "a b"}, {"orders": ""}, {"orders/billing": "a.b"}, {"orders/billing": "*"}])
+@pytest.mark.parametrize(
+    "native", [{"orders": "a b"}, {"orders": ""}, {"orders/billing": "a.b"}, {"orders/billing": "*"}]
+)
 def test_what_cannot_be_adopted_is_refused(native: dict[str, str]) -> None:
     with pytest.raises(ConfigurationError, match="native"):
         NatsAdapter("nats://localhost", native=native)

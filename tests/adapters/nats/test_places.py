@@ -19,7 +19,8 @@ Places = list[tuple[Address, Start, Order]]
 async def test_the_streams_are_made_safe(connect: Connect, channel: str) -> None:
     adapter = await connect(partitions=3, retention=3600, dead_retention=7200)
     await adapter.provision(
-        [(inlet(channel), "earliest", "none"), (Address(channel, "g", "dead"), "earliest", "none")], create=True
+        [(inlet(channel), "earliest", "none"), (Address(channel, "g", "dead"), "earliest", "none")],
+        create=True,
     )
     found: list[dict[str, Any]] = []
     for place in ("", "--inlet", "--dead"):
@@ -84,7 +85,9 @@ async def test_a_consumer_that_would_lose_or_delay_is_refused(
         await join(adapter, inlet(channel))
 
 
-async def test_a_stream_of_somebody_else_s_on_our_name_or_subjects_is_refused(connect: Connect, channel: str) -> None:
+async def test_a_stream_of_somebody_else_s_on_our_name_or_subjects_is_refused(
+    connect: Connect, channel: str
+) -> None:
     adapter = await connect()
     await adapter.api.create_stream({"name": channel, "subjects": [f"theirs-{channel}"]})
     await adapter.api.create_stream({"name": f"{channel}x", "subjects": [f"{channel}y.>"]})
@@ -120,7 +123,9 @@ async def test_what_is_adopted_is_used_and_left_as_it_is(connect: Connect, chann
     assert await owner.api.stream(channel) is None
 
 
-async def test_adopting_what_is_not_there_is_not_found_and_makes_nothing(connect: Connect, channel: str) -> None:
+async def test_adopting_what_is_not_there_is_not_found_and_makes_nothing(
+    connect: Connect, channel: str
+) -> None:
     adapter = await connect(native={channel: f"nobody.{channel}"})
     with pytest.raises(NotFound, match=f"nobody.{channel}"):
         await join(adapter, inlet(channel))
@@ -169,7 +174,9 @@ def configs_in(commands: list[str]) -> list[dict[str, Any]]:
     return [json.loads(shlex.split(command)[1]) for command in commands]
 
 
-async def test_the_commands_for_an_operator_make_what_provisioning_makes(connect: Connect, channel: str) -> None:
+async def test_the_commands_for_an_operator_make_what_provisioning_makes(
+    connect: Connect, channel: str
+) -> None:
     adapter = await connect()
     places: Places = [
         (inlet(channel, "a"), "latest", "none"),

@@ -169,7 +169,9 @@ async def test_without_provisioning_what_is_missing_is_not_found_and_nothing_is_
     assert await adapter.api.stream(channel) is None
 
 
-async def test_a_server_without_jetstream_is_a_matter_of_configuration(channel: str, own_server: StartOwn) -> None:
+async def test_a_server_without_jetstream_is_a_matter_of_configuration(
+    channel: str, own_server: StartOwn
+) -> None:
     settings = {"accounts": json.dumps({"plain": {"users": [{"user": "u", "password": "u"}]}})}
     server = await asyncio.to_thread(own_server, "nats", settings=settings)
     adapter = NatsAdapter(f"nats://u:u@{server.url.rpartition('/')[2]}")
@@ -178,5 +180,3 @@ async def test_a_server_without_jetstream_is_a_matter_of_configuration(channel: 
     assert outcome is not None
     assert "JetStream" in str(outcome)
     await adapter.close()
-
-

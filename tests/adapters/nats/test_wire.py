@@ -14,7 +14,17 @@ from tests.adapters.nats.conftest import Connect
 from tests.adapters.nats.members import inlet, join
 
 NAMES = st.text(string.ascii_letters + string.digits + "-_.!~/()", min_size=1, max_size=8) | st.sampled_from(
-    ["Nats-Rollup", "nats-ttl", "Nats-Expected-Stream", "Nats-Msg-Id", "Nats-Schedule", "Status", "bk-key", "bk-after", "BK-PACKED"]
+    [
+        "Nats-Rollup",
+        "nats-ttl",
+        "Nats-Expected-Stream",
+        "Nats-Msg-Id",
+        "Nats-Schedule",
+        "Status",
+        "bk-key",
+        "bk-after",
+        "BK-PACKED",
+    ]
 )
 HEADERS = st.lists(st.tuples(NAMES, st.text(max_size=12) | st.binary(max_size=12)), max_size=6).map(tuple)
 MESSAGES = st.builds(
@@ -48,11 +58,17 @@ def test_nothing_of_a_sender_s_acts_on_the_server(message: Message) -> None:
 @given(MESSAGES)
 def test_the_size_is_what_the_client_writes(message: Message) -> None:
     encoded = wire.encode(message)
-    written = b"NATS/1.0\r\n" + b"".join(f"{name}: {value}\r\n".encode() for name, value in encoded.items()) + b"\r\n"
+    written = (
+        b"NATS/1.0\r\n"
+        + b"".join(f"{name}: {value}\r\n".encode() for name, value in encoded.items())
+        + b"\r\n"
+    )
     assert wire.size_of(encoded, message.body) == len(written) + len(message.body)
 
 
-@pytest.mark.parametrize(("after", "text"), [(0.0001, "1"), (0.001, "1"), (1.0005, "1001"), (43_200.0, "43200000")])
+@pytest.mark.parametrize(
+    ("after", "text"), [(0.0001, "1"), (0.001, "1"), (1.0005, "1001"), (43_200.0, "43200000")]
+)
 def test_a_delay_is_rounded_up_to_milliseconds(after: float, text: str) -> None:
     assert wire.encode(Message(body=b""), after=after)[wire.AFTER] == text
 
@@ -65,14 +81,19 @@ def test_an_odd_delay_is_none(value: str) -> None:
 def test_two_groups_copies_are_never_one_and_a_strange_id_is_hashed() -> None:
     message = Message(body=b"", copy_id="id")
     assert wire.encode(message, scope="a")["Nats-Msg-Id"] != wire.encode(message, scope="b")["Nats-Msg-Id"]
-    strange = [wire.encode(Message(body=b"", copy_id=each))["Nats-Msg-Id"] for each in ("é\r\n", "é\r\n ", "x" * 300)]
+    strange = [
+        wire.encode(Message(body=b"", copy_id=each))["Nats-Msg-Id"] for each in ("é\r\n", "é\r\n ", "x" * 300)
+    ]
     assert len(set(strange)) == 3
     assert all(set(each) <= LINE for each in strange)
 
 
 @pytest.mark.parametrize(
     "reply",
-    ["$JS.ACK.orders.billing.3.17.20.1795625388064000001.5", "$JS.ACK._.hash.orders.billing.3.17.20.1795625388064000001.5.tok"],
+    [
+        "$JS.ACK.orders.billing.3.17.20.1795625388064000001.5",
+        "$JS.ACK._.hash.orders.billing.3.17.20.1795625388064000001.5.tok",
+    ],
 )
 def test_both_forms_of_a_reply_are_read(reply: str) -> None:
     assert wire.read_receipt(reply) == (3, 17, 1795625388064000001)

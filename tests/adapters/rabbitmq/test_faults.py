@@ -78,15 +78,16 @@ async def test_f43_of_one_event_for_a_good_and_a_missing_place_exactly_the_missi
     await sure(adapter, Address(missing), texts(1))  # its exchange exists, no group reads it
     for number in range(20):
         message = Message(body=str(number).encode(), copy_id="the-same-id")
-        to_good, to_missing, to_nobody = await asyncio.gather(
+        to_good, to_missing, to_nobody, again = await asyncio.gather(
             adapter.send(Address(good), [message], must_route=True),
-            adapter.send(Address(missing), [message], must_route=True),
+            adapter.send(Address(missing), [message] * 3, must_route=True),
             adapter.send(inlet(missing), [message]),
+            adapter.send(Address(good), [message] * 3, must_route=True),
         )
-        assert list(to_good) == [None]
-        assert [type(outcome) for outcome in to_missing] == [Unroutable]
+        assert (list(to_good), list(again)) == ([None], [None] * 3)
+        assert [type(outcome) for outcome in to_missing] == [Unroutable] * 3
         assert [type(outcome) for outcome in to_nobody] == [NotFound]
-    assert len(await member.take(20, ack=True)) == 20
+    assert len(await member.take(80, ack=True)) == 80
 
 
 async def test_f44_thirty_clean_restarts_with_prefetch_50_drop_nothing(adapters: Adapters) -> None:

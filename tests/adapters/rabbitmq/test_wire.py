@@ -1,6 +1,6 @@
 """Headers and properties: what comes out is what went in, and nothing of it acts at the broker."""
 
-import datetime
+import datetime as dt
 
 import pamqp.decode
 import pamqp.encode
@@ -86,7 +86,7 @@ def test_common_headers_are_readable_for_others() -> None:
 
 
 def test_what_strangers_send_becomes_text_and_a_forged_note_of_ours_harms_nothing() -> None:
-    when = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    when = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
     table = {
         "n": 1,
         "yes": True,

@@ -25,7 +25,7 @@ def failing(operation: str, bad: Callable[[dict[str, Any]], bool], code: str, *,
         entries = arguments["Entries"]
         failed = [each for each in entries if bad(each)]
         good = [each for each in entries if not bad(each)]
-        data = (await go({**arguments, "Entries": good})).data if good else {"Successful": []}
+        data: dict[str, Any] = (await go({**arguments, "Entries": good})).data if good else {"Successful": []}
         return Answer({**data, "Failed": [*data.get("Failed", []), *refused(failed, code, fault=fault)]})
 
     return between

@@ -204,7 +204,9 @@ async def test_a_stranger_s_ten_attributes_are_headers_and_go_on_as_one(
     attributes = {f"a{n}": {"DataType": "String", "StringValue": str(n)} for n in range(10)}
     session = adapter._session
     assert session is not None
-    queue = consumer.subscription._intakes[0]._source.queue  # type: ignore[attr-defined]
+    desk = adapter._desk
+    assert desk is not None
+    queue = await desk.queues.get(f"{channel}--g")
     arguments = {"QueueUrl": queue.url, "MessageBody": "x", "MessageAttributes": attributes}
     await session.control("SendMessage", arguments, timeout=5)
     (delivery,) = await consumer.take(1, ack=True)

@@ -6,10 +6,10 @@ import string
 from typing import Any
 from unittest.mock import patch
 
-import botocore.auth
+import botocore.auth  # type: ignore[import-untyped]
 import pytest
-from botocore.awsrequest import AWSRequest
-from botocore.credentials import Credentials
+from botocore.awsrequest import AWSRequest  # type: ignore[import-untyped]
+from botocore.credentials import Credentials  # type: ignore[import-untyped]
 
 from brokerkit.adapters.sqs.signer import Keys, Signer
 
@@ -32,7 +32,7 @@ def theirs(keys: Keys, region: str, service: str, headers: dict[str, str], body:
         request.headers[name] = headers[name]
     moment = dt.datetime.fromtimestamp(now, dt.UTC).replace(tzinfo=None)
     signer: Any = botocore.auth.SigV4Auth(Credentials(keys.key_id, keys.secret, keys.token), service, region)
-    with patch.object(botocore.auth, "get_current_datetime", lambda *_: moment):
+    with patch.object(botocore.auth, "get_current_datetime", return_value=moment):
         signer.add_auth(request)
     return str(request.headers["Authorization"])
 
