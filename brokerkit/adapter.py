@@ -33,6 +33,7 @@ __all__ = [
     "Provisions",
     "Start",
     "Subscription",
+    "Tallies",
     "open_adapter",
     "redacted",
 ]
@@ -67,7 +68,7 @@ class Capabilities:
     durable: a confirmed message survives the death of every process.
     processes: several processes may share a group.
     counts_arrivals: `Delivery.arrivals` is a number.
-    marks: its subscriptions are `Marks`.
+    marks: its subscriptions are `Marks`. tallies: its subscriptions are `Tallies`, which need no marks.
     log: deliveries carry a position and settle as a prefix: at a hand-over the engine finishes what lies below the highest
         started offset of a partition. A stream that is acknowledged one by one is not a log in this sense.
     lease: seconds after which an unrenewed delivery goes to somebody else, or None. Renewing is the adapter's job.
@@ -96,6 +97,7 @@ class Capabilities:
     key_returns: bool = False
     attributes: Literal["ce-", "ce_"] = "ce-"
     limits: frozenset[str] = frozenset()
+    tallies: bool = False
 
 
 class Subscription(Protocol):
@@ -219,6 +221,25 @@ class Holds(Protocol):
 
         The settler asks before it sends a copy: a handler that fails after its lease must not put what
         another has handled into the dead letters.
+        """
+        ...
+
+
+@runtime_checkable
+class Tallies(Protocol):
+    """
+    Optional, on a subscription that keeps no marks: a few durable counts for the group, by name.
+
+    The engine counts there how often a message that may kill its process was begun and not ended. Asked for suspects only,
+    a handful in a bad week; a count that nobody has touched for some days may be forgotten.
+    """
+
+    async def tally(self, changes: Sequence[tuple[str, int]]) -> Sequence[int | SettleError]:
+        """
+        Change some counts and return the new ones, durably before it returns; a change of 0 only looks.
+
+        Names are 32 hexadecimal digits. A count never goes below zero, and one that was never changed is zero. A name is
+        changed by one member at a time: by who holds its message. `Unavailable` for what could not be done.
         """
         ...
 

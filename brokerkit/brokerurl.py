@@ -146,7 +146,9 @@ def parse_url(
     Read a URL and the keyword options beside it.
 
     port: where the URL names none. known: the adapter's own options; `COMMON` is always known. secrets: those among
-    them that hold a credential. secure: schemes that mean TLS, beside those that end in `+tls`. Raises `ConfigurationError` for what cannot be read, an unknown option, an option twice,
+    them that hold a credential. secure: schemes that mean TLS, beside those that end in `+tls`.
+
+    Raises `ConfigurationError` for what cannot be read, an unknown option, an option twice,
     and credentials that would travel unencrypted to another machine without `insecure=on`.
     """
     text = redacted(url)

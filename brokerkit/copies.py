@@ -10,6 +10,7 @@ Our headers are believed only where position proves them: on what came through t
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -32,6 +33,7 @@ __all__ = [
     "redrive_copy",
     "retry_copy",
     "return_copy",
+    "tally_name",
 ]
 
 VERSION = 1
@@ -159,6 +161,11 @@ def mark_of(delivery: Delivery, *, alone: int) -> bytes:
     return mark.encode()
 
 
+def tally_name(delivery: Delivery) -> str:
+    """Return the name under which the starts of an event are counted in its group; a redrive begins a new count."""
+    return _digest((*delivery.event.identity, delivery.channel, delivery.group, "starts", str(delivery.run)))
+
+
 def retry_copy(delivery: Delivery) -> Message:
     """Return the copy for a counted retry: the same event and headers, one attempt more, one hop on."""
     return _copy(delivery, stage="retry", attempt=delivery.attempt + 1, run=delivery.run, room=STORY_ROOM)
@@ -239,6 +246,10 @@ def copy_id(delivery: Delivery, *, stage: str, attempt: int, run: int, hop: int)
         str(attempt),
         str(hop),
     )
+    return _digest(parts)
+
+
+def _digest(parts: Iterable[str]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         # with its length: whatever a stranger's id holds, no two lists of parts are written alike

@@ -518,6 +518,10 @@ class Engine:
             if self._idle and not self._isolation.gate:
                 self._wake_worker()
 
+    def judge(self, delivery: Delivery) -> None:
+        """Look again at a suspect of which it is known now how often it was begun and not ended."""
+        self._make_ready_if_allowed(delivery)
+
     def _bar(self, delivery: Delivery, error: Exception) -> None:
         """Give back, uncounted, what this version must not judge: a copy of a later one."""
         tell(self._hooks, Alarm(getattr(error, "code", "unreadable_copy"), str(error), delivery))
@@ -651,6 +655,8 @@ class Engine:
             settlement = await self._outcome_alone(delivery, standing, task)
             if standing == "stands":
                 await after()
+            if type(settlement) is Ack:
+                await self._isolation.forget(delivery)
             self._close(delivery, settlement)
         except Exception as error:  # noqa: BLE001 - a bug here must not cost the message
             self._botched(delivery, error)

@@ -2,9 +2,9 @@
 Isolation: what may have killed its process runs alone, with a crash mark standing meanwhile.
 
 A suspect is a delivery that arrived more often than its polite returns explain. It runs with nothing else of its group
-beside it, and only one suspect at a time runs in the process. Before it starts a mark is written beside it; every ending
-that the process survives takes the mark back. So only a message that really ends its process keeps its marks, and its
-neighbours, which came back with it, never do.
+beside it, and only one suspect at a time runs in the process. Before it starts a mark is written beside it, or, where the
+broker keeps none, its start is counted in a tally of the group; every ending that the process survives takes that back.
+So only a message that really ends its process keeps its marks, and its neighbours, which came back with it, never do.
 
 Who kills a process from outside (a deploy, the kernel short of memory) hits whatever happens to run. So that this cannot be
 the same message again and again, those with marks stand behind those without, and wait some seconds first.
@@ -13,14 +13,15 @@ the same message again and again, those with marks stand behind those without, a
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from brokerkit.adapter import Marks
+from brokerkit.adapter import Holds, Marks, Tallies
 from brokerkit.context import asked_to_stop
-from brokerkit.copies import mark_of
+from brokerkit.copies import mark_of, tally_name
 from brokerkit.delivery import Delivery
 from brokerkit.errors import SettleError, Unavailable
+from brokerkit.settler import by_subscription
 
 if TYPE_CHECKING:
     from brokerkit.engine import Engine
@@ -33,6 +34,7 @@ _log = logging.getLogger("brokerkit")
 _TRIES = 8
 _PATIENCE = 30.0
 _FIRST_BACKOFF = 0.02
+_READ = "starts read"
 
 
 class Isolation:
@@ -51,6 +53,7 @@ class Isolation:
         self._handling: asyncio.Task[None] | None = None
         self._dismissed = False
         self._current: Delivery | None = None
+        self._counted: set[int] = set()
 
     def add(self, delivery: Delivery) -> None:
         """Take a suspect; it runs when its turn has come."""
@@ -88,6 +91,9 @@ class Isolation:
 
     async def _run(self) -> None:
         while self.suspects:
+            await self._look_at_tallies()
+            if not self.suspects:
+                return
             async with self._alone:
                 self.gate = True
                 try:
@@ -99,6 +105,45 @@ class Isolation:
             if not quiet:
                 self._engine.tell_shut(len(self.suspects), _PATIENCE)
                 await asyncio.sleep(_PATIENCE)
+
+    async def _look_at_tallies(self) -> None:
+        """Ask how often the suspects were begun and not ended, where no mark says so; who was, is judged anew."""
+        for subscription, part in by_subscription(
+            [(each, each) for each in self.suspects if _is_unread(each)]
+        ):
+            assert isinstance(subscription, Tallies)  # noqa: S101 - or it would not be unread
+            counts = await self._tally(subscription, [(delivery, 0) for _, delivery in part])
+            for (_, delivery), count in zip(part, counts, strict=True):
+                delivery.extra = {**(delivery.extra or {}), _READ: True}
+                if isinstance(count, int) and count and delivery in self.suspects:
+                    delivery.alone = count
+                    self.suspects.remove(delivery)
+                    self._engine.judge(delivery)
+
+    async def _tally(
+        self, subscription: Tallies, changes: Sequence[tuple[Delivery, int]]
+    ) -> Sequence[int | SettleError]:
+        try:
+            counts = await subscription.tally(
+                [(tally_name(delivery), change) for delivery, change in changes]
+            )
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and asked_to_stop():
+                raise
+            _log.warning("starts could not be counted: %r", error)
+            return [Unavailable(repr(error))] * len(changes)
+        if len(counts) != len(changes):
+            return [Unavailable("the adapter returned a wrong number of counts")] * len(changes)
+        return counts
+
+    async def forget(self, delivery: Delivery) -> None:
+        """Let the starts of one that is done be forgotten; what stays behind harms nobody."""
+        if (
+            delivery.alone
+            and not isinstance(delivery.subscription, Marks)
+            and isinstance(delivery.subscription, Tallies)
+        ):
+            await self._tally(delivery.subscription, [(delivery, -delivery.alone)])
 
     def _least_marked(self) -> Delivery:
         delivery = min(self.suspects, key=lambda suspect: suspect.alone)
@@ -125,6 +170,7 @@ class Isolation:
         await asyncio.wait([self._handling])
         if not self._handling.cancelled() and (error := self._handling.exception()) is not None:
             _log.critical("a suspect could not be handled: %r", error, exc_info=error)
+        self._counted.discard(id(delivery))
         self._handling = self._current = None
 
     async def _mark(self, delivery: Delivery, alone: int, *, tries: int) -> Standing:
@@ -133,14 +179,12 @@ class Isolation:
 
         Taking one back is tried for some seconds: a mark that is left standing would count against an innocent.
         """
-        if not isinstance(delivery.subscription, Marks):
+        if not isinstance(delivery.subscription, Marks | Tallies):
             return "stands"
         backoff = _FIRST_BACKOFF
         for left in reversed(range(tries)):
-            mark = mark_of(delivery, alone=alone)
-            error = await self._write(delivery.subscription, delivery, mark)
+            error = await self._write(delivery, alone)
             if error is None:
-                delivery.mark = mark
                 return "stands"
             if not error.retryable:
                 return "stale"
@@ -150,14 +194,52 @@ class Isolation:
         _log.error("the crash mark of %r could not be written", delivery)
         return "unavailable"
 
-    async def _write(self, subscription: Marks, delivery: Delivery, mark: bytes) -> SettleError | None:
+    async def _write(self, delivery: Delivery, alone: int) -> SettleError | None:
+        """Let so many marks stand: beside the delivery, else in the tally."""
+        subscription = delivery.subscription
+        if not isinstance(subscription, Marks):
+            return await self._count(delivery, alone)
+        mark = mark_of(delivery, alone=alone)
         try:
-            return (await subscription.mark([(delivery, mark)]))[0]
-        except (Exception, asyncio.CancelledError) as error:
-            if isinstance(error, asyncio.CancelledError) and asked_to_stop():
+            (error,) = await subscription.mark([(delivery, mark)])
+        except (Exception, asyncio.CancelledError) as failure:
+            if isinstance(failure, asyncio.CancelledError) and asked_to_stop():
                 raise
-            _log.warning("a crash mark could not be written: %r", error)
-            return Unavailable(repr(error))
+            _log.warning("a crash mark could not be written: %r", failure)
+            return Unavailable(repr(failure))
+        if error is None:
+            delivery.mark = mark
+        return error
+
+    async def _count(self, delivery: Delivery, alone: int) -> SettleError | None:
+        """Count a start of what is still ours, or take it back."""
+        subscription = delivery.subscription
+        assert isinstance(subscription, Tallies)  # noqa: S101 - asked before
+        begins = alone > delivery.alone
+        if not begins and id(delivery) not in self._counted:
+            return None  # taken back already
+        if begins and isinstance(subscription, Holds):
+            try:
+                (error,) = await subscription.hold([delivery])
+            except Exception as failure:  # noqa: BLE001 - it could not be asked
+                error = Unavailable(repr(failure))
+            if error is not None:
+                return error
+        (count,) = await self._tally(subscription, [(delivery, 1 if begins else -1)])
+        if isinstance(count, SettleError):
+            return count
+        if begins:
+            self._counted.add(id(delivery))
+        else:
+            self._counted.discard(id(delivery))
+        return None
+
+
+def _is_unread(delivery: Delivery) -> bool:
+    subscription = delivery.subscription
+    if isinstance(subscription, Marks) or not isinstance(subscription, Tallies):
+        return False
+    return delivery.extra is None or _READ not in delivery.extra
 
 
 async def _unbroken(work: Coroutine[Any, Any, Standing]) -> Standing:

@@ -37,7 +37,7 @@ from brokerkit.message import Address, Message
 from brokerkit.settlement import ACK, Ack, DeadLetter, Retry, Settlement
 from brokerkit.story import clean
 
-__all__ = ["Settler"]
+__all__ = ["Settler", "by_subscription"]
 
 _log = logging.getLogger("brokerkit")
 _ROOMS = (STORY_ROOM, 4096, 2048, 512)
@@ -221,7 +221,7 @@ class Settler:
                 *(delivery for delivery, _ in marks),
                 *(delivery for _, part in parts for delivery, _ in part),
             ]
-            for subscription, marked in _by_subscription(marks):
+            for subscription, marked in by_subscription(marks):
                 await self._write_marks(subscription, marked)
             for subscription, settled in parts:
                 await self._settle_batch(subscription, settled)
@@ -261,7 +261,7 @@ class Settler:
         self, settles: Sequence[tuple[Delivery, Ack | Retry]]
     ) -> Sequence[tuple[Subscription, Sequence[tuple[Delivery, Ack | Retry]]]]:
         """Return what is to be settled now: behind what was shelved before, and nothing while its shelf still waits."""
-        parts = _by_subscription(settles)
+        parts = by_subscription(settles)
         if not self._shelves:
             return parts
         now: list[tuple[Subscription, Sequence[tuple[Delivery, Ack | Retry]]]] = []
@@ -382,7 +382,7 @@ class Settler:
         else where the subscription `Holds`.
         """
         ours: list[_Copy] = []
-        for subscription, part in _by_subscription([(copy.delivery, copy) for copy in copies]):
+        for subscription, part in by_subscription([(copy.delivery, copy) for copy in copies]):
             for copy, error in zip(
                 [copy for _, copy in part], await self._fence(subscription, part), strict=True
             ):
@@ -504,9 +504,10 @@ def _after(copy: _Copy) -> float:
     return copy.settlement.after if isinstance(copy.settlement, Retry) else 0.0
 
 
-def _by_subscription(
+def by_subscription(
     items: Sequence[tuple[Delivery, T]],
 ) -> Sequence[tuple[Subscription, Sequence[tuple[Delivery, T]]]]:
+    """Return what belongs to each subscription, in order."""
     if not items:
         return ()
     first = items[0][0].subscription

@@ -21,9 +21,10 @@ class Held:
 
     source: the consumer it came from. reply: where its settlement goes. until: by our clock, when the server gives it to
     somebody else unless it was renewed. part: the partition of its key, with order by key. out: it has been handed out.
+    returned: it is being given back, so the next arrival is a new one.
     """
 
-    __slots__ = ("deliveries", "delivery", "identity", "out", "part", "reply", "source", "until")
+    __slots__ = ("deliveries", "delivery", "identity", "out", "part", "reply", "returned", "source", "until")
 
     def __init__(
         self,
@@ -42,6 +43,7 @@ class Held:
         self.delivery = delivery
         self.part: int | None = None
         self.out = False
+        self.returned = False
 
     @property
     def seq(self) -> int:

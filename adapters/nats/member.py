@@ -181,6 +181,10 @@ class Member:
             (held.reply, ACK if isinstance(settlement, Ack) else nak(settlement.after))
             for _, held, settlement in part
         ]
+        for _, held, settlement in part:
+            if isinstance(settlement, Retry):
+                held.returned = True
+                self.site.returns.add(source.stream, source.name, held.identity)
         try:
             await self.before_acks(
                 source, [held for _, held, settlement in part if isinstance(settlement, Ack)]
@@ -193,8 +197,6 @@ class Member:
                 self.drop(held)
             if isinstance(settlement, Ack):
                 self.site.returns.forget(source.stream, source.name, held.identity)
-            else:
-                self.site.returns.add(source.stream, source.name, held.identity)
         return None
 
     async def hold(self, deliveries: Sequence[Delivery]) -> Sequence[SettleError | None]:
@@ -278,6 +280,9 @@ class Member:
         receipt = read_receipt(message.reply)
         identity: Identity = (receipt.seq, receipt.stored)
         have = self.held.get((source, receipt.seq))
+        if have is not None and have.returned:
+            self.drop(have)  # it is back before the server's answer to its return
+            have = None
         if have is not None and have.identity == identity and self.ours(have, now):
             have.reply, have.deliveries = message.reply, receipt.deliveries
             return  # the server has forgotten that it is here: it lost the last second of its memory

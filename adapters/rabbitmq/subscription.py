@@ -288,6 +288,8 @@ class RabbitSubscription:
         await asyncio.shield(self._closing)
 
     async def _leave(self) -> None:
+        if self._client is not None:
+            self._client.lost.remove_done_callback(self._connection_lost)
         end = self._loop.time() + _FORWARDS
         while any(source.forwards for source in self._sources) and (left := end - self._loop.time()) > 0:
             self._changed.clear()

@@ -112,6 +112,9 @@ class Groups:
         """Return the name of a group's queue; refuses an order that the queue does not have."""
         assert at.group is not None  # noqa: S101 - the caller has looked
         fifo = order == "key"
+        mine = group_queue(at.channel, at.group, fifo=fifo)
+        if self._queues.known(mine) is not None:
+            return mine  # looked at before; who comes back after an outage asks nothing
         adopted = self._native.get(f"{at.channel}/{at.group}")
         if adopted is not None:
             if (await self._queues.get(adopted)).fifo != fifo:
@@ -120,7 +123,7 @@ class Groups:
         other = group_queue(at.channel, at.group, fifo=not fifo)
         if await self._queues.find(other) is not None:
             raise self._other_order(other, at, order)
-        return group_queue(at.channel, at.group, fifo=fifo)
+        return mine
 
     async def _existing(self, at: Address) -> Queue:
         assert at.group is not None  # noqa: S101 - the caller has looked

@@ -134,7 +134,8 @@ class Intake:
         elif not error.sent and error.status:
             self._fail(lost(error, what))
         elif loop.time() - self._failing > _PATIENCE:
-            self._desk.queues.forget(queue)  # some servers answer 503 for a queue that was deleted
+            if error.status:
+                self._desk.queues.forget(queue)  # some servers answer 503 for a queue that was deleted
             self._fail(ConnectionLost(f"{what} cannot be read: {error}"))
         if self._pause is None:
             ceiling = min(_LONGEST_BACKOFF, 0.1 * 2.0 ** min(self._failures, 10))

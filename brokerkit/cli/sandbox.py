@@ -197,10 +197,8 @@ def env(settings: Settings, servers: tuple[str, ...], folder: Path) -> int:
     found = [each for each in _statuses(settings, folder, names) if each.state in {"running", "starting"}]
     absent = [name for name in names if name not in {each.name for each in found}]
     if absent or not found:
-        what = ", ".join(absent) or "nothing"
-        message = (
-            f"{what} runs{'' if not absent else ' not'}; brokerkit sandbox up {' '.join(absent)}".rstrip()
-        )
+        what = f"{', '.join(absent)} does not run" if absent else "nothing runs"
+        message = f"{what}; brokerkit sandbox up {' '.join(absent)}".rstrip()
         raise Failed(message)
     with Output(settings, "sandbox.env") as output:
         for each in found:

@@ -18,7 +18,7 @@ PAGE: Final = Path(__file__).parents[2] / "docs" / "reference" / "command-line.m
 TEXT: Final = PAGE.read_text("utf-8")
 FILE: Final = re.compile(r"<!-- file: (\S+) -->\n```python\n(.*?)```", re.DOTALL)
 SESSION: Final = re.compile(r"<!-- run(?:: with dead letters ([^>]*))? -->\n```console\n(.*?)```", re.DOTALL)
-SECTIONS: Final = ["run", "publish", "tail", "dlq", "provision", "conformance"]
+SECTIONS: Final = ["run", "publish", "tail", "dlq", "provision", "conformance", "sandbox"]
 
 
 def steps(session: str) -> list[tuple[str, str]]:

@@ -24,6 +24,14 @@ OURS: Final = [
     ("dlq", "discard"),
     ("provision",),
     ("conformance",),
+    ("sandbox",),
+    ("sandbox", "up"),
+    ("sandbox", "down"),
+    ("sandbox", "status"),
+    ("sandbox", "env"),
+    ("sandbox", "logs"),
+    ("sandbox", "reset"),
+    ("sandbox", "install"),
 ]
 
 
@@ -56,7 +64,7 @@ def test_a_help_opens_with_examples_and_tells_the_variables(
     assert "BROKERKIT_URL for --url" in said
 
 
-@pytest.mark.parametrize("words", [(), ("dlq",)], ids=" ".join)
+@pytest.mark.parametrize("words", [(), ("dlq",), ("sandbox",)], ids=" ".join)
 def test_a_group_without_a_command_shows_its_help_as_a_wrong_usage(
     words: tuple[str, ...], brokerkit: Brokerkit
 ) -> None:
@@ -127,7 +135,7 @@ def flags_of(command: click.Command) -> list[click.Option]:
 
 
 def test_a_variable_is_called_as_its_flag() -> None:
-    for name in ("run", "publish", "tail", "dlq"):
+    for name in ("run", "publish", "tail", "dlq", "sandbox"):
         command = cli.get_command(click.Context(cli), name)
         assert command is not None
         for flag in flags_of(command):

@@ -2,7 +2,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -13,7 +13,7 @@ from tests.sandbox.recipes import Small
 
 
 class Other(Small):
-    name = "other"
+    name: ClassVar[str] = "other"
 
 
 @pytest.fixture(autouse=True)

@@ -235,6 +235,22 @@ class HoldingSubscription(FakeSubscription):
         return error
 
 
+class CountingSubscription(HoldingSubscription):
+    """One membership that keeps no marks, but counts."""
+
+    async def tally(self, changes: Sequence[tuple[str, int]]) -> Sequence[int | SettleError]:
+        return [self._change(name, change) for name, change in changes]
+
+    def _change(self, name: str, change: int) -> int | SettleError:
+        adapter = self.adapter
+        error = adapter.on_tally(change)
+        adapter.trace.append(("tally" if error is None else error.code, change))
+        if error is not None:
+            return error
+        adapter.tallies[name] = max(0, adapter.tallies.get(name, 0) + change)
+        return adapter.tallies[name]
+
+
 def _open_gate() -> asyncio.Event:
     gate = asyncio.Event()
     gate.set()
@@ -258,6 +274,7 @@ class FakeAdapter:
     marks: bool = True
     log: bool = False
     holds: bool = False
+    counts: bool = False
     max_return: float = math.inf
     batch: int = 1000
     max_delay: float = 43200.0
@@ -275,6 +292,8 @@ class FakeAdapter:
     on_send: Callable[[Address, Message], SendError | None] = _fine
     on_settle: Callable[[Delivery, Ack | Retry], SettleError | None] = _fine
     on_mark: Callable[[Delivery, bytes | None], SettleError | None] = _fine
+    on_tally: Callable[[int], SettleError | None] = _fine
+    tallies: dict[str, int] = field(default_factory=dict[str, int])
     on_hold: Callable[[Delivery], SettleError | None] = _fine
     on_subscribe: Callable[[], None] = _fine
     settling: asyncio.Event = field(default_factory=_open_gate)
@@ -311,10 +330,16 @@ class FakeAdapter:
         self, at: Address, *, order: Order, start: Start, prefetch: int, on_lost: OnLost
     ) -> FakeSubscription:
         self.on_subscribe()
-        kind = MarkingSubscription if self.marks else HoldingSubscription if self.holds else FakeSubscription
-        subscription = kind(self, order, prefetch, on_lost)
+        subscription = self._kind()(self, order, prefetch, on_lost)
         self.subscriptions.append(subscription)
         return subscription
+
+    def _kind(self) -> type[FakeSubscription]:
+        if self.marks:
+            return MarkingSubscription
+        if self.counts:
+            return CountingSubscription
+        return HoldingSubscription if self.holds else FakeSubscription
 
     async def send(
         self,

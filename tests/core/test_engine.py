@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import math
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 
 from brokerkit.adapter import Order
 from brokerkit.context import current
+from brokerkit.copies import tally_name
 from brokerkit.delivery import Delivery
 from brokerkit.engine import Engine
 from brokerkit.errors import Closed, ConnectionLost, SettleError, Stale, TooLarge, Unavailable
@@ -448,6 +450,122 @@ class TestHolding:
             adapter.put(event_message("e"))
             await until(lambda: len(rig.begun) == 2)
             assert [what for what, _ in adapter.trace[:5]] == ["unavailable"] * 2 + ["hold", "copy", "ack"]
+
+
+class TestTallies:
+    """Where the broker keeps no marks, but counts for the group."""
+
+    @virtual
+    async def test_a_suspect_is_counted_before_it_begins_and_taken_back_when_it_survives(self) -> None:
+        standing: list[int] = []
+        adapter = FakeAdapter(marks=False, counts=True)
+
+        async def handler(delivery: Delivery) -> Settlement:
+            standing.extend(adapter.tallies.values())
+            return ACK
+
+        async with Rig(handler, adapter=adapter) as rig:
+            adapter.put(event_message("s"), arrivals=2)
+            await rig.quiet()
+            assert standing == [1]
+            assert list(adapter.tallies.values()) == [0]
+
+    @virtual
+    async def test_who_was_begun_three_times_and_never_ended_is_dead_lettered_without_running(self) -> None:
+        # who is dead takes nothing back
+        adapter = FakeAdapter(
+            marks=False, counts=True, on_tally=lambda change: Unavailable("dead") if change < 0 else None
+        )
+        for death in range(3):
+            rig = Rig(sleeper(1000), adapter=adapter)
+            await rig.engine.start()
+            if not death:
+                adapter.put(event_message("s"), arrivals=2)
+            await until(functools.partial(self.runs, rig))
+            self.die(rig)
+        async with Rig(adapter=adapter) as rig:
+            await rig.quiet()
+            assert not rig.begun
+            (dead,) = adapter.dead
+            assert json.loads(str(dead.header("bk-story")))[-1]["dead"] == "crash_loop"
+
+    def runs(self, rig: Rig) -> bool:
+        return bool(rig.running)
+
+    def die(self, rig: Rig) -> None:
+        """End the engine as a kill does: nothing more is said to the broker."""
+        subscription = rig.adapter.subscription
+        subscription.closed = True
+        for stored in subscription.out.values():
+            rig.adapter.put_back(stored, polite=False)
+        subscription.out.clear()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+
+    @virtual
+    async def test_innocents_beside_it_are_handled_and_keep_no_count(self) -> None:
+        adapter = FakeAdapter(marks=False, counts=True)
+        async with Rig(adapter=adapter) as rig:
+            adapter.put(*numbered(10), arrivals=2)
+            await rig.quiet()
+            assert sorted(rig.begun) == sorted(f"e{n}" for n in range(10))
+            assert set(adapter.tallies.values()) == {0}
+            assert rig.most_running == 1
+            assert not adapter.dead
+
+    @virtual
+    async def test_the_least_counted_run_first_and_those_with_counts_wait_first(self) -> None:
+        adapter = FakeAdapter(marks=False, counts=True)
+        async with Rig(adapter=adapter) as rig:
+            adapter.put(*numbered(3), arrivals=2)
+            names: dict[str, int] = {}
+            for number, count in ((0, 2), (1, 1)):
+                delivery = Delivery(event_message(f"e{number}"), Address(CHANNEL))
+                delivery.channel, delivery.group, delivery.run = CHANNEL, GROUP, 0
+                names[tally_name(delivery)] = count
+            adapter.tallies.update(names)
+            await rig.quiet()
+            assert rig.begun == ["e2", "e1", "e0"]
+
+    @virtual
+    async def test_a_start_that_cannot_be_counted_is_no_start(self) -> None:
+        errors: list[SettleError | None] = [None, Unavailable("away")]
+        adapter = FakeAdapter(
+            marks=False,
+            counts=True,
+            on_tally=lambda _: errors.pop(0) if errors else None,
+            max_return=math.inf,
+        )
+        async with Rig(adapter=adapter) as rig:
+            adapter.put(event_message("s"), arrivals=2)
+            await until(lambda: bool(adapter.settled))
+            assert not rig.begun
+            assert isinstance(adapter.settled[0][1], Retry)
+            await until(lambda: bool(rig.begun))
+            await rig.quiet()
+            assert set(adapter.tallies.values()) == {0}
+
+    @virtual
+    async def test_a_drain_takes_the_count_back_once(self) -> None:
+        adapter = FakeAdapter(marks=False, counts=True)
+        rig = Rig(sleeper(5), adapter=adapter)
+        await rig.engine.start()
+        adapter.put(event_message("s"), arrivals=2)
+        await until(lambda: bool(rig.running))
+        assert set(adapter.tallies.values()) == {1}
+        await rig.stopped(10)
+        assert [change for what, change in adapter.trace if what == "tally"] == [0, 1, -1]
+
+    @virtual
+    async def test_what_is_no_longer_ours_is_neither_counted_nor_begun(self) -> None:
+        adapter = FakeAdapter(marks=False, counts=True, on_hold=lambda _: Stale("another's"))
+        async with Rig(adapter=adapter) as rig:
+            adapter.put(event_message("s"), arrivals=2)
+            await until(lambda: ("stale", "s") in adapter.trace)
+            await turns()
+            assert not rig.begun
+            assert not any(adapter.tallies.values())
+            adapter.queue.clear()
 
 
 class TestRecall:

@@ -112,7 +112,7 @@ class Cable:
 
     def break_all(self) -> None:
         for writer in self._writers:
-            writer.close()
+            writer.transport.abort()
         self._writers.clear()
 
 
@@ -126,6 +126,7 @@ async def cable_to(server: RealServer, context: ssl.SSLContext | None = None) ->
     finally:
         listening.close()
         cable.break_all()
+        await asyncio.sleep(0.02)
 
 
 @asynccontextmanager

@@ -31,8 +31,7 @@ MOST_CRASHES = 5
 class Crashes:
     """Tests with processes that end or stand still."""
 
-    @needs("lease", "counts_arrivals", "marks")
-    @spared_by("returns-count-as-arrivals")
+    @needs("lease", "counts_arrivals", "marks|tallies")
     @in_both_orders
     async def test_a_handler_that_kills_its_process_is_dead_lettered_and_its_innocent_neighbours_are_handled(
         self, bench: BusBench, order: Order
@@ -63,7 +62,7 @@ class Crashes:
             times=2,
         )
 
-    @needs("lease", "counts_arrivals", "marks")
+    @needs("lease", "counts_arrivals", "marks|tallies")
     @spared_by("returns-count-as-arrivals")
     @in_both_orders
     async def test_an_innocent_that_was_there_at_two_deaths_may_be_returned_and_fail_like_any_other(

@@ -16,7 +16,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, Protocol
 
-from brokerkit.adapter import Adapter, Marks, Order, Settled, Start
+from brokerkit.adapter import Adapter, Marks, Order, Settled, Start, Tallies
 from brokerkit.delivery import Delivery
 from brokerkit.errors import BrokerkitError, ConnectionLost, SendError, SettleError
 from brokerkit.message import Address, Message
@@ -104,6 +104,12 @@ class Hand:
         (outcome,) = await subscription.mark([(self._deliveries[handle], value)])
         return outcome
 
+    async def tally(self, member: int, changes: Sequence[tuple[str, int]]) -> list[int | SettleError]:
+        """Change counts."""
+        subscription = self._members[member].subscription
+        assert isinstance(subscription, Tallies)
+        return list(await subscription.tally(changes))
+
     async def lost(self, member: int) -> list[int]:
         """Wait until something is lost, and return the handles."""
         async with asyncio.timeout(self._harness.patience):
@@ -184,6 +190,11 @@ class Away:
     async def ack(self, deliveries: Iterable[Delivery]) -> None:
         """Ack, and see each confirmed."""
         assert set(await self.settle([(delivery, ACK) for delivery in deliveries])) <= {None}
+
+    async def tally(self, *changes: tuple[str, int]) -> list[object]:
+        """Change counts."""
+        counts: list[object] = await self._call("tally", changes)
+        return counts
 
     async def mark(self, delivery: Delivery, value: bytes | None) -> SettleError | None:
         """Mark."""

@@ -25,7 +25,7 @@ _LARGEST_MESSAGE = 8 * 1024 * 1024
 
 
 def needs(*names: str) -> Callable[[Test], Test]:
-    """Say that a test is about these capabilities, or optional protocols in lower case."""
+    """Say that a test is about these capabilities, or optional protocols in lower case; of `a|b` one is enough."""
 
     def mark(test: Test) -> Test:
         test.__dict__["needs"] = names
@@ -59,8 +59,8 @@ def why_off(
         protocol = _PROTOCOLS.get(name)
         if protocol is not None and not any(isinstance(each, protocol) for each in has):
             return f"off: neither adapter nor harness is {protocol.__name__}"
-        if protocol is None and not getattr(capabilities, name):
-            return f"off by capability: {name} is {getattr(capabilities, name)!r}"
+        if protocol is None and not any(getattr(capabilities, each) for each in name.split("|")):
+            return f"off by capability: {', '.join(f'{each} is {getattr(capabilities, each)!r}' for each in name.split('|'))}"
     named = test.__dict__.get("needs", ())
     if "lease" in named and (capabilities.lease or 0.0) > _LONGEST_LEASE:
         return f"off: a lease of {capabilities.lease} s is too long to wait for; at most {_LONGEST_LEASE} in a harness"

@@ -1,11 +1,11 @@
 """
-Marks: a few bytes beside an unsettled delivery, for its next owner and for nobody else.
+Marks: a few bytes beside an unsettled delivery, for its next owner and for nobody else. Tallies: counts of a group.
 """
 
 # A test's name is its sentence, its numbers are the expected ones.
 # ruff: noqa: D102
 
-from brokerkit.adapter import Marks
+from brokerkit.adapter import Marks, Tallies
 from brokerkit.delivery import Delivery
 from brokerkit.errors import SettleError, Stale
 from brokerkit.settlement import Retry
@@ -13,7 +13,7 @@ from brokerkit.testing.conformance.bench import Bench, Member, bodies, inlet
 from brokerkit.testing.conformance.gate import needs
 from brokerkit.testing.conformance.member import share
 
-__all__ = ["Marking"]
+__all__ = ["Marking", "Tallying"]
 
 
 async def write(member: Member, delivery: Delivery, value: bytes | None) -> SettleError | None:
@@ -107,3 +107,66 @@ class Marking:
         # the one that was stopped is a member again, and where a part has one owner it may be that one
         late, woken = await share([await bench.member(), sleeper], 1, bench.patience)
         assert [each.mark for each in (*late, *woken)] == [b"before"]
+
+
+A, B = "a" * 32, "0123456789abcdef" * 2
+
+
+async def tally(member: Member, *changes: tuple[str, int]) -> list[object]:
+    """Change some counts and return the new ones."""
+    assert isinstance(member.subscription, Tallies)
+    return list(await member.subscription.tally(changes))
+
+
+class Tallying:
+    """Tests of `tally`."""
+
+    @needs("tallies")
+    async def test_a_tally_counts_by_name_and_is_there_for_the_next_member(self, bench: Bench) -> None:
+        member = await bench.member()
+        assert await tally(member, (A, 0)) == [0]
+        assert await tally(member, (A, 1), (B, 1)) == [1, 1]
+        assert await tally(member, (A, 1)) == [2]
+        await member.close()
+        again = await bench.member()
+        assert await tally(again, (A, 0), (B, 0)) == [2, 1]
+        assert await tally(again, (A, -1), (B, -1)) == [1, 0]
+        assert await tally(await bench.member(), (A, 0), (B, 0)) == [1, 0]
+
+    @needs("tallies")
+    async def test_a_tally_never_goes_below_zero(self, bench: Bench) -> None:
+        member = await bench.member()
+        assert await tally(member, (A, -1)) == [0]
+        assert await tally(member, (A, 1)) == [1]
+        assert await tally(member, (A, -5)) == [0]
+        assert await tally(member, (A, 1)) == [1]
+
+    @needs("tallies")
+    async def test_a_tally_is_the_group_s_own(self, bench: Bench) -> None:
+        one, two = await bench.member(group="one"), await bench.member(group="two")
+        assert await tally(one, (A, 1)) == [1]
+        assert await tally(two, (A, 0)) == [0]
+
+    @needs("tallies")
+    async def test_forty_tallies_are_kept_apart(self, bench: Bench) -> None:
+        member = await bench.member()
+        names = [f"{number:032x}" for number in range(40)]
+        assert await tally(member, *((name, 1) for name in names)) == [1] * 40
+        assert await tally(member, *((name, 1) for name in names[::2])) == [2] * 20
+        assert await tally(member, *((name, 0) for name in names)) == [2, 1] * 20
+
+    @needs("tallies", "order_key")
+    async def test_a_tally_is_kept_with_order_by_key_too(self, bench: Bench) -> None:
+        member = await bench.member(order="key")
+        assert await tally(member, (A, 1)) == [1]
+        await member.close()
+        assert await tally(await bench.member(order="key"), (A, 0)) == [1]
+
+    @needs("tallies", "lease")
+    async def test_a_tally_outlives_the_death_of_who_counted(self, bench: Bench) -> None:
+        await (await bench.member()).close()
+        process = await bench.elsewhere()
+        dying = await process.member(bench.name())
+        assert await dying.tally((A, 1)) == [1]
+        await process.stop()
+        assert await tally(await bench.member(), (A, 0)) == [1]

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from brokerkit.adapter import Adapter, Marks, Order, Settled, Start, Subscription
+from brokerkit.adapter import Adapter, Marks, Order, Settled, Start, Subscription, Tallies
 from brokerkit.delivery import Delivery
 from brokerkit.errors import SettleError
 from brokerkit.message import Address
@@ -122,6 +122,8 @@ class _Watched:
         self.close = subscription.close
         if isinstance(subscription, Marks):
             self.mark = subscription.mark
+        if isinstance(subscription, Tallies):
+            self.tally = subscription.tally
 
     async def settle(self, settled: Sequence[Settled]) -> Sequence[SettleError | None]:
         """Settle, and remember what."""

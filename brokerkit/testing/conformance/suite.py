@@ -15,7 +15,7 @@ from brokerkit.testing.conformance.gate import all_tests, check_limits, why_off
 from brokerkit.testing.conformance.groups import Groups
 from brokerkit.testing.conformance.harness import Harness
 from brokerkit.testing.conformance.lifecycle import Lifecycle
-from brokerkit.testing.conformance.marks import Marking
+from brokerkit.testing.conformance.marks import Marking, Tallying
 from brokerkit.testing.conformance.ordering import Ordering
 from brokerkit.testing.conformance.sending import Sending
 from brokerkit.testing.conformance.settlement import Settlement
@@ -29,7 +29,9 @@ Capabilities that the tests read instead of needing: `log` loosens them, `proces
 """
 
 
-class AdapterConformance(Sending, Groups, Settlement, Marking, Ordering, Delay, DeadPlace, Lifecycle):
+class AdapterConformance(
+    Sending, Groups, Settlement, Marking, Tallying, Ordering, Delay, DeadPlace, Lifecycle
+):
     """
     The boundary, tested. Subclass it, override the fixture `harness`, run it under pytest.
 
@@ -59,7 +61,8 @@ class AdapterConformance(Sending, Groups, Settlement, Marking, Ordering, Delay, 
 
     def test_every_capability_has_a_test(self) -> None:
         """A claim without a test would be a boast."""
-        tested = {name for _, test in all_tests(type(self)) for name in test.__dict__.get("needs", ())}
+        named = [name for _, test in all_tests(type(self)) for name in test.__dict__.get("needs", ())]
+        tested = {each for name in named for each in name.split("|")}
         assert {field.name for field in fields(Capabilities)} - tested == _ELSEWHERE
 
 

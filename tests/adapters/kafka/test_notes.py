@@ -1,7 +1,10 @@
 """What a commit says beside its offset."""
 
+import random
+from dataclasses import replace
+
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from brokerkit.adapters.kafka.notes import LIMIT, Note, Run, decode, encode, fits
@@ -15,10 +18,8 @@ def notes(draw: st.DrawFn) -> tuple[Note, int]:
     at, runs = head, []
     for gap, length, arrivals, returns in draw(
         st.lists(
-            st.tuples(
-                st.integers(0, 500), st.integers(1, 500), st.integers(0, 300), st.integers(0, 300)
-            ),
-            max_size=40,
+            st.tuples(st.integers(0, 500), st.integers(1, 500), st.integers(0, 300), st.integers(0, 300)),
+            max_size=12,
         )
     ):
         runs.append(Run(at + gap, length, arrivals, returns))
@@ -26,7 +27,7 @@ def notes(draw: st.DrawFn) -> tuple[Note, int]:
     marks = {
         head + offset: mark
         for offset, mark in draw(
-            st.dictionaries(st.integers(0, 5000), st.binary(max_size=40), max_size=8)
+            st.dictionaries(st.integers(0, 5000), st.binary(max_size=40), max_size=4)
         ).items()
     }
     upto = at + draw(st.integers(0, 500))
@@ -36,13 +37,16 @@ def notes(draw: st.DrawFn) -> tuple[Note, int]:
     return note, head
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(notes())
 def test_a_note_comes_back_as_it_was_written(made: tuple[Note, int]) -> None:
     note, head = made
     text, upto = encode(note, head)
     assert len(text) <= LIMIT
     assert upto == note.upto
-    assert decode(text, head) == note
+    found = decode(text, head)
+    assert found is not None
+    assert replace(found, runs=list(found.runs)) == note
 
 
 @given(st.text(max_size=60))
@@ -57,7 +61,8 @@ def test_what_cannot_be_read_is_unknown_and_never_a_crash(text: str) -> None:
 
 
 def test_a_map_that_does_not_fit_is_cut_from_its_end_and_no_mark_is_lost() -> None:
-    runs = [Run(7 * number + number % 5, 1 + number % 2, 1, 0) for number in range(20_000)]
+    chance = random.Random(5)
+    runs = [Run(10 * number + chance.randrange(8), 1, 1, 0) for number in range(20_000)]
     note = Note(drained=True, upto=200_000, runs=runs, marks={3: b"m" * 1000})
     text, upto = encode(note, 0)
     assert len(text) <= LIMIT

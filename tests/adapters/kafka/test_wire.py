@@ -43,9 +43,7 @@ def test_a_message_comes_back_as_it_was_sent(message: Message) -> None:
 
 
 @given(MESSAGES, st.floats(0, 43_200))
-def test_what_waits_comes_back_with_its_wait_and_without_a_trace_of_it(
-    message: Message, wait: float
-) -> None:
+def test_what_waits_comes_back_with_its_wait_and_without_a_trace_of_it(message: Message, wait: float) -> None:
     found, seconds = read_waiting(stored(write(message, wait)))
     assert found == message
     assert seconds == pytest.approx(wait, abs=0.001)

@@ -8,6 +8,7 @@ import pytest
 
 from brokerkit.adapters.nats import link as link_module
 from brokerkit.adapters.nats.competing import CompetingSubscription
+from brokerkit.adapters.nats.failure import NoAnswer
 from brokerkit.errors import ConnectionLost, PublishUnknown, SendError, Stale, TooLarge
 from brokerkit.message import Address, Message
 from brokerkit.settlement import ACK, Retry
@@ -201,6 +202,10 @@ async def test_sends_that_were_on_their_way_when_the_server_died_are_unknown_at_
     assert asyncio.get_running_loop().time() - begin < 5
     (refused,) = await adapter.send(Address(channel), [Message(body=b"2")])
     assert isinstance(refused, ConnectionLost)
+    with pytest.raises(
+        NoAnswer
+    ):  # and nothing is kept in the client, to be sent when nobody expects it any more
+        await adapter.link.publish(f"{channel}.p0", b"late")
     await asyncio.to_thread(server.start)
     await until_sent(adapter, channel, "1")
     member = await join(adapter, inlet(channel))

@@ -240,6 +240,22 @@ async def test_a_settlement_after_the_pin_has_moved_is_stale_and_changes_nothing
     assert bodies(await member.take(1, ack=True)) == ["1"]
 
 
+async def test_nothing_is_handed_out_of_a_partition_whose_pin_is_not_confirmed_now(
+    connect: Connect, channel: str
+) -> None:
+    adapter = await connect()
+    member = await join(adapter, inlet(channel), order="key")
+    await send(adapter, Address(channel), "1", key="k")
+    await member.take(1, ack=True)
+    keyed(member)._stop_ticking()
+    part = next(part for part in keyed(member).parts if part.state == "owned")
+    part.until = 0.0
+    await send(adapter, Address(channel), "2", key="k")
+    assert bodies(await member.some(0.3)) == []
+    part.until = asyncio.get_running_loop().time() + 10
+    assert bodies(await member.take(1, ack=True)) == ["2"]
+
+
 async def test_a_copy_with_a_key_is_handed_out_by_the_owner_of_its_partition(
     connect: Connect, channel: str
 ) -> None:

@@ -3,7 +3,10 @@
 import asyncio
 from typing import cast
 
+import pytest
+
 from brokerkit.adapters.nats.competing import CompetingSubscription
+from brokerkit.adapters.nats.held import Held
 from brokerkit.adapters.nats.link import Incoming
 from brokerkit.errors import Stale
 from brokerkit.message import Address
@@ -96,6 +99,43 @@ async def test_a_settlement_after_the_lease_is_stale_before_anybody_has_looked_a
     outcomes = await made.settle([(one, ACK), (two, ACK)])
     assert [type(outcome) for outcome in outcomes] == [Stale, type(None)]
     assert member.lost == [one]
+
+
+async def test_what_is_back_before_its_return_was_confirmed_is_a_new_delivery(
+    connect: Connect, channel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member = await join(await connect(), inlet(channel))
+    made = cast("CompetingSubscription", member.subscription)
+    await send(await connect(), Address(channel), "1")
+    (old,) = await member.take(1)
+    source, held = made.sources[0], cast("Held", old.receipt)
+    seq, stored = held.identity
+    confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def answered_late(*_: object, **__: object) -> None:
+        await confirmed
+
+    monkeypatch.setattr(source, "send", answered_late)
+    settling = asyncio.create_task(made.settle([(old, Retry())]))
+    await asyncio.sleep(0.01)
+    made.arrived(source, incoming(channel, seq, stored, deliveries=2))
+    (new,) = await member.take(1)
+    assert (new is not old, new.arrivals, new.returns) == (True, 2, 1)
+    monkeypatch.undo()
+    confirmed.set_result(None)
+    assert list(await settling) == [None]
+    await member.ack([new])
+    assert member.lost == []
+
+
+async def test_what_goes_back_goes_back_in_the_order_of_the_stream(connect: Connect, channel: str) -> None:
+    adapter = await connect()
+    sent = [str(number) for number in range(30)]
+    await send(adapter, Address(channel), *sent)
+    member = await join(adapter, inlet(channel))
+    await member.take(30)
+    await member.subscription.close()
+    assert bodies(await (await join(adapter, inlet(channel))).take(30, ack=True)) == sent
 
 
 async def test_a_member_holds_no_more_than_its_prefetch_when_it_does_not_ask(
