@@ -21,6 +21,7 @@ __all__ = ["Measured", "Plan", "measure"]
 _ROOT: Final = Path(__file__).parents[2]
 _LONGEST: Final = 900.0
 _REASON: Final = 12
+_WATCHED: Final = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +41,14 @@ class Measured:
     """
     What came out.
 
-    rounds: by name of the line, what each round measured; None where it failed. failed: the reasons. load: load averages of
-    the last minute before and after.
+    rounds: by name of the line, what each round measured; None where it failed. failed: the reasons. busy: share of the CPUs
+    that others used just before, None where that cannot be told. load: load averages of the last minute, before and after.
     """
 
     plan: Plan
     rounds: dict[str, list[Figures | None]] = field(default_factory=dict[str, list[Figures | None]])
     failed: dict[str, str] = field(default_factory=dict[str, str])
+    busy: float | None = None
     load: tuple[float, float] = (0.0, 0.0)
     server: str = ""
 
@@ -55,6 +57,7 @@ def measure(plan: Plan, say: Callable[[str], None]) -> Measured:
     """Run all rounds. A line that fails is not tried again; its place may hold what it lost."""
     run = f"bench-{secrets.token_hex(3)}"
     measured = Measured(plan=plan, rounds={line.name: [] for line in plan.lines})
+    measured.busy = _busy()
     before = os.getloadavg()[0]
     for number in range(plan.rounds):
         for line in plan.lines:
@@ -76,6 +79,24 @@ def measure(plan: Plan, say: Callable[[str], None]) -> Measured:
             say(f"{where}: {answer.rate:,.0f}/s, {answer.cpu_us:.1f} us{again} ({took:.1f} s in all)")
     measured.load = before, os.getloadavg()[0]
     return measured
+
+
+def _busy() -> float | None:
+    """Watch for a while how much of the CPUs is in use."""
+
+    def spent() -> tuple[int, int]:
+        user, nice, system, idle, waiting, *rest = map(
+            int, stat.read_text("ascii").split("\n", 1)[0].split()[1:9]
+        )
+        return user + nice + system + sum(rest), idle + waiting
+
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return None
+    before = spent()
+    time.sleep(_WATCHED)
+    used, idle = (now - then for now, then in zip(spent(), before, strict=True))
+    return used / max(used + idle, 1)
 
 
 def _task(plan: Plan, line: Line, number: int, run: str) -> Task:

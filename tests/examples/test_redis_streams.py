@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-import ssl
+import socket
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -117,9 +117,9 @@ class Cable:
 
 
 @asynccontextmanager
-async def cable_to(server: RealServer, context: ssl.SSLContext | None = None) -> AsyncGenerator[Cable]:
+async def cable_to(server: RealServer) -> AsyncGenerator[Cable]:
     cable = Cable(int(server.url.rpartition(":")[2].partition("/")[0]))
-    listening = await asyncio.start_server(cable.carry, "127.0.0.1", 0, ssl=context)
+    listening = await asyncio.start_server(cable.carry, "127.0.0.1", 0)
     cable.here = listening.sockets[0].getsockname()[1]
     try:
         yield cable
@@ -344,19 +344,27 @@ class TestConnecting:
             await RedisAdapter(f"redis://app:right@{host}").connect()
 
     async def test_it_speaks_tls_and_refuses_a_stranger(
-        self, redis_server: RealServer, certificates: Certificates
+        self, own_server: StartOwn, certificates: Certificates
     ) -> None:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(certificates.server.certificate, certificates.server.key)
-        async with cable_to(redis_server, context) as cable:
-            url = f"redis+tls://127.0.0.1:{cable.here}/0?prefix=t{secrets.token_hex(4)}"
-            async with adapter_at(url, tls_ca=str(certificates.authority)) as adapter:
-                member = await member_of(adapter)
-                await adapter.send(Address("orders"), numbered(3))
-                await member.ack(await member.take(3))
-                assert adapter.server.startswith("Redis ")
-            with pytest.raises(Unauthorised):
-                await RedisAdapter(url, tls_ca=str(certificates.stranger)).connect()
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        own_server(
+            "redis",
+            settings={
+                "tls-port": str(port),
+                "tls-cert-file": str(certificates.server.certificate),
+                "tls-key-file": str(certificates.server.key),
+                "tls-auth-clients": "no",
+            },
+        )
+        url = f"redis+tls://127.0.0.1:{port}"
+        async with adapter_at(url, tls_ca=str(certificates.authority)) as adapter:
+            member = await member_of(adapter)
+            await adapter.send(Address("orders"), numbered(3))
+            await member.ack(await member.take(3))
+            assert adapter.server.startswith("Redis ")
+        with pytest.raises(Unauthorised):
+            await RedisAdapter(url, tls_ca=str(certificates.stranger)).connect()
 
     async def test_a_closed_one_is_closed(self, redis_server: RealServer) -> None:
         adapter = RedisAdapter(redis_server.url)

@@ -138,12 +138,13 @@ class Groups:
         await bench.send(bench.first, inlet(bench.name(), "g"), ["later"], after=60)
         await member.take(2)
 
+        found = await bench.measures.measure(inlet(bench.name(), "g"))
+
         async def settled_down() -> bool:
             nonlocal found
             found = await bench.measures.measure(inlet(bench.name(), "g"))
             return (found.waiting, found.delayed, found.in_flight) == (3, 1, 2)
 
-        found = await bench.measures.measure(inlet(bench.name(), "g"))
         # what is out is written down a moment later by some brokers
         await eventually(settled_down, bench.patience, "3 that wait, 1 delayed, 2 in flight")
         assert found.oldest is None or 0 <= found.oldest < bench.patience

@@ -217,3 +217,15 @@ async def test_after_eleven_and_a_half_hours_the_engine_is_told_once_when_a_leas
     assert consumer.lost == taken
     (outcome,) = await consumer.subscription.settle([(taken[0], ACK)])
     assert isinstance(outcome, Stale)
+
+
+async def test_close_puts_back_what_is_unsettled_at_once(connect: Connect, url: str, channel: str) -> None:
+    adapter = await connect(url.replace("lease=2", "lease=60"))
+    consumer = await member(adapter, channel)
+    await adapter.send(Address(channel), [Message(body=str(number).encode()) for number in range(15)])
+    await consumer.take(15)
+    await consumer.close()
+    begin = time.monotonic()
+    heir = await member(await connect(), channel)
+    assert len(await heir.take(15, ack=True)) == 15
+    assert time.monotonic() - begin < 15, "it waited for a lease of 60 s"
