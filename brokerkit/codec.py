@@ -8,6 +8,7 @@ Nothing is ever imported or constructed by a name found in a message.
 import json
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Protocol
 
 import pydantic
@@ -146,7 +147,13 @@ def _explained(error: pydantic.ValidationError) -> str:
 
 
 def _is_struct(model: Any) -> bool:
-    return isinstance(model, type) and hasattr(model, "__struct_fields__")
+    return isinstance(model, type) and _has_struct_fields(model)
+
+
+@lru_cache(maxsize=1024)
+def _has_struct_fields(model: type) -> bool:
+    """Say it, once for each class: what a pydantic model has not got it is slow to say so."""
+    return hasattr(model, "__struct_fields__")
 
 
 def _struct_decoder(model: Any) -> Decoder:

@@ -13,8 +13,10 @@ import base64
 import binascii
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Literal
 from urllib.parse import quote, unquote
@@ -40,6 +42,8 @@ _MEMBERS = frozenset({"specversion", "data", "data_base64", *_REQUIRED, *_OPTION
 _SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in ' "%')
 _decoder = json.JSONDecoder()
 _DATA = b',"data":'
+_MICROS = 1_000_000
+_write = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _SPACE = b" \t\n\r"
 
 # Parses JSON without making objects of it: any value fails to be null, and the failure has a default
@@ -56,7 +60,16 @@ class _Unreadable(ValueError):
 
 def timestamp(seconds: float) -> str:
     """Return wall time as RFC 3339 text in UTC."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+    whole = math.floor(seconds)
+    micros = round((seconds - whole) * 1e6)
+    if micros >= _MICROS:
+        whole, micros = whole + 1, 0
+    return f"{_second(whole)}.{micros:06d}Z" if micros else f"{_second(whole)}Z"
+
+
+@lru_cache(maxsize=4)
+def _second(whole: int) -> str:
+    return datetime.fromtimestamp(whole, UTC).isoformat()[:-6]
 
 
 def lay(
@@ -66,9 +79,12 @@ def lay(
     key: bytes | None,
     headers: tuple[Header, ...],
     prefix: Literal["ce-", "ce_"] = "ce-",
+    is_json: bool = False,
 ) -> Message:
     """
     Return the message that carries an event in that form. `plain` keeps the data only: id and type are lost.
+
+    is_json: the data is known to be one JSON value, because our own codec has just written it.
 
     Its `copy_id` stands for source and id together: two sources may use the same id, and a broker that drops
     repeated sends must not take one for the other.
@@ -76,7 +92,11 @@ def lay(
     copy_id = _first_id(event)
     if form == "structured":
         return Message(
-            body=_structured(event), content_type=STRUCTURED, key=key, headers=headers, copy_id=copy_id
+            body=_structured(event, is_json),
+            content_type=STRUCTURED,
+            key=key,
+            headers=headers,
+            copy_id=copy_id,
         )
     if form == "binary":
         headers = _binary(event, prefix) + headers
@@ -86,9 +106,14 @@ def lay(
 
 
 def _first_id(event: Event[bytes]) -> str:
-    digest = hashlib.blake2b(event.source.encode("utf-8", "surrogatepass"), digest_size=16)
-    digest.update(b"\0" + event.id.encode("utf-8", "surrogatepass"))
+    digest = _hash_of(event.source).copy()
+    digest.update(event.id.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _hash_of(source: str) -> "hashlib.blake2b":
+    return hashlib.blake2b(source.encode("utf-8", "surrogatepass") + b"\0", digest_size=16)
 
 
 def _attributes(event: Event[bytes]) -> dict[str, str]:
@@ -100,11 +125,13 @@ def _attributes(event: Event[bytes]) -> dict[str, str]:
     return attributes
 
 
-def _structured(event: Event[bytes]) -> bytes:
-    head = json.dumps(_attributes(event), ensure_ascii=False, separators=(",", ":")).encode()[:-1]
+def _structured(event: Event[bytes], is_json: bool) -> bytes:
+    head = _write(_attributes(event)).encode()[:-1]
     data = event.data
     if not data:
         return head + b"}"
+    if is_json:
+        return head + _DATA + data + b"}"
     if _is_json(event.datacontenttype) and data == data.strip(_SPACE) and _is_one_value(data):
         return head + _DATA + data + b"}"
     # what calls itself JSON and is none would break the envelope, or add attributes to it

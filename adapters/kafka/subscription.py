@@ -107,6 +107,9 @@ class KafkaSubscription:
         await _turn()
         while not self._closed:
             if self._ready:
+                if self._consumer.generation != self._committer.generation:
+                    self._fenced()
+                    continue
                 if self._is_doubtful() and await self._ask() is not None:
                     await asyncio.sleep(_BACKOFF)
                     continue
@@ -128,7 +131,9 @@ class KafkaSubscription:
         After a silence of the coordinator as long as a session the group may have gone on without us: then the broker is
         asked before anything is answered.
         """
-        if self._is_doubtful():
+        if self._consumer.generation != self._committer.generation:
+            self._fenced()
+        elif self._is_doubtful():
             trouble = await self._ask()
             if trouble is not None:
                 return [trouble] * len(settled)

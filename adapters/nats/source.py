@@ -68,6 +68,7 @@ class Source:
         self._heard = 0.0
         self._not_before = 0.0
         self._absent_since: float | None = None
+        self._deaf = False
 
     @property
     def open(self) -> bool:
@@ -87,6 +88,8 @@ class Source:
 
     async def request(self, count: int) -> None:
         """Ask for so many more."""
+        if self._deaf and self._listener is not None:
+            await self._renew_inbox()
         listener = self._listener
         now = asyncio.get_running_loop().time()
         if listener is None or now < self._not_before:
@@ -105,6 +108,18 @@ class Source:
         except NoAnswer:
             self.credit = max(0, self.credit - count)
 
+    async def _renew_inbox(self) -> None:
+        """Listen anew: the server may have lost the inbox, and then drops every answer in silence."""
+        self._deaf = False
+        old = self._listener
+        try:
+            self._listener = await self.link.listen(self.link.new_inbox(), self._hear)
+        except NoAnswer:
+            self._deaf = True
+            return
+        if old is not None:
+            await self.link.drain(old)
+
     def forget_credit(self) -> None:
         """Take nothing as asked for any more: the connection is another one."""
         self.credit = 0
@@ -113,6 +128,7 @@ class Source:
         """Forget the credit if the server is silent."""
         if self.credit and now - self._heard > 2 * self._heartbeat + _SLACK:
             self.credit = 0
+            self._deaf = True
             self._on_hungry(self)
 
     async def drain(self) -> None:

@@ -109,6 +109,9 @@ class RabbitSubscription:
         if limit < 1:
             message = f"receive({limit}): ask for at least one"
             raise ValueError(message)
+        await asyncio.sleep(
+            0
+        )  # a reader that always finds something must not starve its loop; nothing is taken yet
         while not self._closed:
             if self._pulse is not None and self._pulse.doubtful and self._failure is None:
                 await self._pulse.sure()
