@@ -166,9 +166,9 @@ def _without(reason: str) -> NoReturn:
 def _clear_up() -> None:
     """End what a test run left that was killed itself."""
     for folder in PLACE.glob("*/"):
-        owner = folder / "owner"
-        if owner.exists() and Process(int(folder.name), owner.read_text("utf-8")).alive:
-            continue
+        owner, now = folder / "owner", Process.of(int(folder.name))
+        if now is not None and now.alive and (not owner.exists() or owner.read_text("utf-8") == now.started):
+            continue  # another run, at work or about to begin
         for box in folder.glob("*/"):
             Sandbox(box).down(ephemeral=True)
         shutil.rmtree(folder)

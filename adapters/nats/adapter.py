@@ -19,6 +19,7 @@ from brokerkit.adapters.nats.places import Places
 from brokerkit.adapters.nats.returns import Returns
 from brokerkit.adapters.nats.sender import Sender
 from brokerkit.adapters.nats.survey import Survey
+from brokerkit.adapters.nats.tallies import Tallies
 from brokerkit.adapters.nats.topology import commands_for, pin_timeout
 from brokerkit.brokerurl import Option
 from brokerkit.delivery import Delivery
@@ -61,6 +62,7 @@ class NatsAdapter:
             max_message=_PAYLOAD - _ROOM,
             key_returns=False,
             limits=_LIMITS,
+            tallies=True,
         )
         self.link = Link(self.options)
         self.api = Api(self.link)
@@ -131,6 +133,7 @@ class NatsAdapter:
             lease=lease,
             on_lost=on_lost,
             returns=self._returns,
+            tallies=Tallies(self.link, self.api, at, self.options.replicas),
             forget=self._forget,
         )
         *main, own = [(stream, str(info["name"])) for stream, info in consumers]

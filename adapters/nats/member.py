@@ -21,6 +21,7 @@ from brokerkit.adapters.nats.link import Incoming, Link
 from brokerkit.adapters.nats.returns import Returns
 from brokerkit.adapters.nats.servertime import ServerTime
 from brokerkit.adapters.nats.source import ACK, PROGRESS, Source, nak
+from brokerkit.adapters.nats.tallies import Tallies
 from brokerkit.adapters.nats.wire import after_of, decode, read_receipt
 from brokerkit.delivery import Delivery
 from brokerkit.errors import ConnectionLost, SettleError, Stale, Unavailable
@@ -50,6 +51,7 @@ class Site:
     lease: float
     on_lost: OnLost
     returns: Returns
+    tallies: Tallies
     forget: "Callable[[Member], None]"
     time: ServerTime = field(default_factory=ServerTime)
 
@@ -202,6 +204,11 @@ class Member:
     async def hold(self, deliveries: Sequence[Delivery]) -> Sequence[SettleError | None]:
         """Renew the leases of deliveries, confirmed by the server; `Stale` for what is no longer ours."""
         work = self._loop.create_task(self._hold(deliveries))
+        return await asyncio.shield(work)
+
+    async def tally(self, changes: Sequence[tuple[str, int]]) -> Sequence[int | SettleError]:
+        """Change some counts of the group, durably; see `brokerkit.adapter.Tallies`."""
+        work = self._loop.create_task(self.site.tallies.tally(changes))
         return await asyncio.shield(work)
 
     async def _hold(self, deliveries: Sequence[Delivery]) -> Sequence[SettleError | None]:

@@ -98,9 +98,12 @@ class Fanout:
                 outcomes[index] = refused
             else:
                 waiting.append((index, [self._put(target, entry, delay, batch, until) for target in targets]))
+        missing = False
         for index, futures in waiting:
-            outcomes[index] = _joined(to, [await future for future in futures])
-        if any(isinstance(outcome, NotFound) for outcome in outcomes):
+            found = [await future for future in futures]
+            missing = missing or any(isinstance(outcome, NotFound) for outcome in found)
+            outcomes[index] = _joined(to, [_doubted(to, outcome) for outcome in found])
+        if missing:
             self._forget(to, targets)
         return outcomes
 
@@ -220,6 +223,15 @@ def _too_large(to: Address, message: Message, entry: Entry, targets: Sequence[_T
         return None
     text = f"{message.size} bytes with headers, {entry.size} as they travel; {to} takes {limit - RESERVE} and {most}"
     return TooLarge(text)
+
+
+def _doubted(to: Address, outcome: SendError | None) -> SendError | None:
+    """Return a group's queue that was listed and is missing as something to try again: it is deleted, or not there yet."""
+    if not isinstance(outcome, NotFound) or to.group is not None:
+        return outcome
+    error = ConnectionLost(f"a group of {to} was there and is not: {outcome}")
+    error.__cause__ = outcome
+    return error
 
 
 def _joined(to: Address, outcomes: Sequence[SendError | None]) -> SendError | None:

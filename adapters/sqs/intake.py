@@ -128,14 +128,13 @@ class Intake:
             self._failing = loop.time()
         self._failures += 1
         what = f"{self._desk.options.text}: queue {queue.name}"
-        if is_missing(error):
-            self._desk.queues.forget(queue)
-            self._fail(ConnectionLost(f"{what} is gone"))
-        elif not error.sent and error.status:
+        if not error.sent and error.status and not is_missing(error):
             self._fail(lost(error, what))
         elif loop.time() - self._failing > _PATIENCE:
+            # Gone, at last: a server that has just started denies queues that it has not restored yet (tried), and one made
+            # in their place would cost their messages. Some servers answer 503 for a queue that was deleted.
             if error.status:
-                self._desk.queues.forget(queue)  # some servers answer 503 for a queue that was deleted
+                self._desk.queues.forget(queue)
             self._fail(ConnectionLost(f"{what} cannot be read: {error}"))
         if self._pause is None:
             ceiling = min(_LONGEST_BACKOFF, 0.1 * 2.0 ** min(self._failures, 10))

@@ -20,6 +20,7 @@ from brokerkit.errors import ConnectionLost
 __all__ = ["Routes"]
 
 _LONGEST = 60.0
+_DOUBT = 10.0
 
 
 @dataclass(slots=True)
@@ -36,6 +37,8 @@ class Routes:
         self._options = options
         self._native = native
         self._lists: dict[str, _List] = {}
+        self._last: dict[str, tuple[Queue, ...]] = {}
+        self._vanished: dict[str, float] = {}
         self._asking: dict[str, asyncio.Task[_List]] = {}
 
     async def of(self, channel: str) -> tuple[Queue, ...]:
@@ -92,7 +95,25 @@ class Routes:
         asked = asyncio.get_running_loop().time()
         names = [*await self._listed(channel), *self._adopted(channel)]
         found = await asyncio.gather(*(self._queues.find(name) for name in dict.fromkeys(names)))
-        return _List(asked, tuple(queue for queue in found if queue is not None))
+        queues = [queue for queue in found if queue is not None]
+        queues += self._doubtful(channel, {queue.url for queue in queues}, asked)
+        self._last[channel] = tuple(queues)
+        return _List(asked, tuple(queues))
+
+    def _doubtful(self, channel: str, there: set[str], now: float) -> list[Queue]:
+        """
+        Return groups that were there and are not listed now, for some seconds: a listing may be incomplete.
+
+        A server that has just started lists queues that it has not restored yet as missing (tried); without this a message
+        would go past a group, or into the unrouted queue, and be confirmed.
+        """
+        doubtful: list[Queue] = []
+        for queue in self._last.get(channel, ()):
+            if queue.url in there:
+                self._vanished.pop(queue.url, None)
+            elif now - self._vanished.setdefault(queue.url, now) < _DOUBT:
+                doubtful.append(queue)
+        return doubtful
 
     async def _listed(self, channel: str) -> list[str]:
         try:

@@ -29,7 +29,7 @@ class ElasticMQ:
 
     name: ClassVar[str] = "sqs"
     ports: ClassVar[tuple[str, ...]] = ("client",)
-    patience: ClassVar[float] = 90.0
+    patience: ClassVar[float] = 180.0
     stop_by: ClassVar[signal.Signals] = signal.SIGTERM
     secure: ClassVar[bool] = False
 

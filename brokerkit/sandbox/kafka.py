@@ -47,7 +47,7 @@ class Kafka:
 
     name: ClassVar[str] = "kafka"
     ports: ClassVar[tuple[str, ...]] = ("client", "controller", "inside")
-    patience: ClassVar[float] = 120.0
+    patience: ClassVar[float] = 240.0
     stop_by: ClassVar[signal.Signals] = signal.SIGTERM
     secure: ClassVar[bool] = True
 
@@ -158,7 +158,7 @@ def _format(command: list[str | Path], site: Site, config: Path) -> None:
             stdout=file,
             stderr=subprocess.STDOUT,
             check=False,
-            timeout=120,
+            timeout=240,
         )
     if done.returncode:
         message = f"kafka's storage could not be formatted: {last_lines(log)}"

@@ -25,7 +25,7 @@ class Moto:
 
     name: ClassVar[str] = "sns"
     ports: ClassVar[tuple[str, ...]] = ("client",)
-    patience: ClassVar[float] = 60.0
+    patience: ClassVar[float] = 120.0
     stop_by: ClassVar[signal.Signals] = signal.SIGTERM
     secure: ClassVar[bool] = False
 

@@ -30,7 +30,7 @@ class Nats:
 
     name: ClassVar[str] = "nats"
     ports: ClassVar[tuple[str, ...]] = ("client", "monitoring")
-    patience: ClassVar[float] = 60.0
+    patience: ClassVar[float] = 120.0
     stop_by: ClassVar[signal.Signals] = signal.SIGTERM
     secure: ClassVar[bool] = True
 

@@ -33,7 +33,7 @@ class Postgres:
 
     name: ClassVar[str] = "postgres"
     ports: ClassVar[tuple[str, ...]] = ("client",)
-    patience: ClassVar[float] = 60.0
+    patience: ClassVar[float] = 120.0
     stop_by: ClassVar[signal.Signals] = signal.SIGINT  # TERM would wait for its clients to leave
     secure: ClassVar[bool] = False
 
@@ -147,7 +147,7 @@ def _run(words: list[str | Path], folder: Path, user: str | None, stdin: str = "
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=240,
     )
     if done.returncode:
         message = f"postgres: {words[0]} failed: {' | '.join((done.stderr or done.stdout).splitlines()[-5:])}"

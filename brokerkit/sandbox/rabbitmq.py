@@ -31,7 +31,7 @@ class RabbitMQ:
 
     name: ClassVar[str] = "rabbitmq"
     ports: ClassVar[tuple[str, ...]] = ("client", "management", "distribution", "mapper")
-    patience: ClassVar[float] = 120.0
+    patience: ClassVar[float] = 240.0
     stop_by: ClassVar[signal.Signals] = signal.SIGTERM
     secure: ClassVar[bool] = True
 

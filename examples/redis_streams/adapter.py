@@ -40,13 +40,14 @@ __all__ = ["RedisAdapter"]
 _WEEK = 7 * 24 * 3600.0
 _YEAR = 365 * 24 * 3600.0
 _OPTIONS = ("lease", "timeout", "prefix", "retention", "max_message")
+_SECURE = ("rediss",)  # Redis' own name for TLS; `redis+tls` is known everywhere
 _BATCH_MESSAGES, _BATCH_BYTES = 200, 1_000_000  # what one script is given, so that nobody waits long for it
 _OLDEST_SERVER = 7
 
 
 class RedisAdapter:
     """
-    `redis://user:password@host:port/db`, encrypted as `redis+tls://`.
+    `redis://user:password@host:port/db`, encrypted as `rediss://` or `redis+tls://`.
 
     lease: seconds after which a member that shows no sign of life loses what it has. timeout: seconds for connecting and
     for one command. prefix: what all keys begin with. retention: seconds for which a channel keeps messages.
@@ -54,7 +55,7 @@ class RedisAdapter:
     """
 
     def __init__(self, url: str, **options: str | float | bool | None) -> None:
-        self._url = _checked(parse_url(url, port=6379, known=_OPTIONS, options=options))
+        self._url = _checked(parse_url(url, port=6379, known=_OPTIONS, options=options, secure=_SECURE))
         self._lease = self._url.number("lease", 30.0, least=0.5)
         self._timeout = self._url.number("timeout", 5.0, least=0.1)
         self._retention = self._url.number("retention", _WEEK, least=60.0)
@@ -321,8 +322,8 @@ class RedisAdapter:
 
 
 def _checked(url: BrokerUrl) -> BrokerUrl:
-    if url.scheme not in {"redis", "redis+tls"}:
-        message = f"{url.text}: the schemes are redis:// and redis+tls://"
+    if url.scheme not in {"redis", "redis+tls", *_SECURE}:
+        message = f"{url.text}: the schemes are redis://, rediss:// and redis+tls://"
         raise ConfigurationError(message)
     if len(url.hosts) != 1:
         message = f"{url.text}: exactly one host; Sentinel and Cluster are not supported"

@@ -151,6 +151,8 @@ def table(said: Mapping[str, Any]) -> str:
             )
         for aim in broker["aims"]:
             verdict = {True: "met", False: "MISSED", None: "not measured"}[aim["met"]]
+            if not broker["conclusive"]:
+                verdict += ", not conclusive"
             parts.append(
                 f"  aim: {aim['line']} at least {aim['aim']:g} of {aim['base']}: "
                 f"{_figure(aim['ratio'], '.2f')}, {verdict}"

@@ -357,7 +357,7 @@ class TestConnecting:
                 "tls-auth-clients": "no",
             },
         )
-        url = f"redis+tls://127.0.0.1:{port}"
+        url = f"rediss://127.0.0.1:{port}"
         async with adapter_at(url, tls_ca=str(certificates.authority)) as adapter:
             member = await member_of(adapter)
             await adapter.send(Address("orders"), numbered(3))
@@ -377,7 +377,8 @@ class TestConnecting:
     @pytest.mark.parametrize(
         "url",
         [
-            "rediss://localhost",
+            "http://localhost",
+            "redis://app:secret@redis.example",
             "redis://one,two",
             "redis://localhost/name",
             "redis://localhost?lease=soon",

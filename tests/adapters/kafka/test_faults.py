@@ -156,7 +156,6 @@ async def test_f49_pauses_outlive_a_rebalance_and_end_when_the_last_reason_is_go
         subscription = member.subscription._subscription  # type: ignore[attr-defined]
         assert isinstance(subscription, KafkaSubscription)
         await one.send(inlet(channel), [text(n) for n in range(200)], after=600)
-        await send(one, Address(channel), [text(n) for n in range(2000)])
 
         def full_rung() -> Any:
             return next((part for part in subscription._parts.values() if part.wait == 600), None)
@@ -169,6 +168,7 @@ async def test_f49_pauses_outlive_a_rebalance_and_end_when_the_last_reason_is_go
         other = await join(two, inlet(channel), 30)
         await other.close()
         await eventually(paused, "it is so again after two rebalances")
+        await send(one, Address(channel), [text(n) for n in range(2000)])
         assert (600, True) in [(part.wait, part.paused) for part in subscription._parts.values()]
         await asyncio.sleep(2.5)  # longer than the client lets its owner ask for nothing
         assert await paused()

@@ -255,13 +255,10 @@ async def test_closing_gives_back_what_is_still_on_its_way_and_nothing_waits_for
 ) -> None:
     adapter, sender = await connect(), await connect()
     sent = [str(number) for number in range(400)]
+    sending = asyncio.create_task(send(sender, Address(channel), *sent))
     for _ in range(5):
         member = await join(adapter, inlet(channel), prefetch=1000)
-        receiving = asyncio.create_task(member.subscription.receive(400))
-        if sent:
-            sending = asyncio.create_task(send(sender, Address(channel), *sent))
-            sent = []
-        await receiving
+        await member.subscription.receive(400)
         await member.subscription.close()
     await sending
     last = await join(adapter, inlet(channel), prefetch=1000)

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from brokerkit.adapters.sqs import routes
 from brokerkit.adapters.sqs.calls import Answer, Arguments
 from brokerkit.errors import ConfigurationError, ConnectionLost, NotFound, TooLarge, Unroutable
 from brokerkit.message import Address, Message
@@ -216,3 +217,37 @@ async def test_a_stranger_s_ten_attributes_are_headers_and_go_on_as_one(
     assert list(await adapter.send(Address(channel, "g", "inlet"), [copy])) == [None]
     (again,) = await consumer.take(1, ack=True)
     assert again.message == copy
+
+
+async def test_a_group_that_vanishes_from_the_list_for_a_moment_misses_nothing(
+    connect: Connect, channel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = await connect()
+    consumer = await member(adapter, channel)
+    assert list(await adapter.send(Address(channel), [Message(body=b"1")])) == [None]
+    assert adapter._desk is not None
+
+    async def none(prefix: str) -> list[str]:
+        return []
+
+    monkeypatch.setattr(adapter._desk.queues, "names", none)
+    await asyncio.sleep(0.1)
+    assert list(await adapter.send(Address(channel), [Message(body=b"2")])) == [None]
+    assert sorted(bodies(await consumer.take(2, ack=True))) == ["1", "2"]
+    monkeypatch.setattr(routes, "_DOUBT", 0.0)
+    await asyncio.sleep(0.1)
+    (outcome,) = await adapter.send(Address(channel), [Message(body=b"3")], must_route=True)
+    assert isinstance(outcome, Unroutable)
+
+
+async def test_a_send_to_a_group_whose_queue_is_gone_is_to_be_tried_again(
+    connect: Connect, channel: str
+) -> None:
+    adapter = await connect()
+    await member(adapter, channel)
+    assert list(await adapter.send(Address(channel), [Message(body=b"1")])) == [None]
+    assert adapter._desk is not None
+    queue = await adapter._desk.queues.get(f"{channel}--g")
+    await adapter._desk.queues.call("DeleteQueue", {"QueueUrl": queue.url})
+    (outcome,) = await adapter.send(Address(channel), [Message(body=b"2")])
+    assert isinstance(outcome, ConnectionLost)
