@@ -70,6 +70,7 @@ class RabbitAdapter:
             max_return=_MAX_RETURN,
             key_returns=False,
             limits=frozenset({"no-replay", "returns-count-as-arrivals"}),
+            tallies=True,
         )
         context = self._options.url.context()
         self._topology = Topology(dict(native or {}), max_unrouted=self._options.max_unrouted)

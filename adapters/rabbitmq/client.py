@@ -294,6 +294,27 @@ class Channel:
         )
         return str(found.queue)
 
+    async def delete_queue(self, name: str) -> None:
+        """Delete a queue with what is in it; one that is not there is no error."""
+        await apart(self._raw.queue_delete(name), f"deleting queue {name!r}")
+
+    async def drop_one(self, name: str) -> None:
+        """Take one message out of a queue, for good."""
+        await apart(self._raw.basic_get(name, no_ack=True), f"taking from queue {name!r}")
+
+    async def store(self, body: bytes, queue: str) -> None:
+        """Publish one persistent message to a queue of that name and wait until it is confirmed; `ConnectionLost` if not."""
+        properties = commands.Basic.Properties(delivery_mode=2)
+        answer = await apart(
+            self._raw.basic_publish(
+                body, exchange="", routing_key=queue, properties=properties, mandatory=True, wait=False
+            ),
+            f"storing in queue {queue!r}",
+        )
+        if not isinstance(answer, commands.Basic.Ack):
+            message = f"queue {queue!r} has not taken the message: {type(answer).__name__}"
+            raise ConnectionLost(message)
+
     async def bind_queue(self, queue: str, exchange: str, key: str) -> None:
         """Bind a queue to an exchange."""
         await apart(self._raw.queue_bind(queue, exchange, key), f"binding queue {queue!r} to {exchange!r}")

@@ -22,6 +22,7 @@ __all__ = [
     "rung_queue",
     "split_exchange",
     "strict_exchange",
+    "tally_queue",
     "unrouted",
     "unrouted_queue",
 ]
@@ -83,6 +84,11 @@ def dead_queue(channel: str, group: str) -> str:
 def rung_queue(channel: str, group: str, seconds: int) -> str:
     """Name the queue in which copies wait for so many seconds."""
     return f"{channel}--{group}--retry--{seconds}"
+
+
+def tally_queue(channel: str, group: str, name: str) -> str:
+    """Name the queue whose length is a count of the group."""
+    return f"{channel}--{group}--tally--{name}"
 
 
 def return_exchange(channel: str, group: str) -> str:

@@ -17,6 +17,7 @@ from brokerkit.adapters.rabbitmq.ladder import read_wait, step
 from brokerkit.adapters.rabbitmq.presence import Presence
 from brokerkit.adapters.rabbitmq.pulse import Pulse
 from brokerkit.adapters.rabbitmq.source import Receipt, Source, count_of, delivery_of
+from brokerkit.adapters.rabbitmq.tallies import Tallies
 from brokerkit.adapters.rabbitmq.wire import WAIT
 from brokerkit.delivery import Delivery
 from brokerkit.errors import BrokerkitError, ConnectionLost, SettleError, Stale, Unavailable
@@ -32,7 +33,7 @@ _FORWARDS = 2.0
 
 
 class RabbitSubscription:
-    """A place in one channel for one group: one source for each queue that belongs to it; also `Holds`."""
+    """A place in one channel for one group: one source for each queue that belongs to it; also `Holds` and `Tallies`."""
 
     def __init__(
         self, at: Address, order: Order, on_lost: OnLost, forwarder: Forwarder, *, prefetch: int
@@ -52,6 +53,7 @@ class RabbitSubscription:
         self._changed = asyncio.Event()
         self._failure: ConnectionLost | None = None
         self._turn = 0
+        self._tallies = Tallies(at, lambda: self._client)
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
@@ -225,6 +227,10 @@ class RabbitSubscription:
             if isinstance(receipt, Receipt) and id(receipt.source) not in answers:
                 answers[id(receipt.source)] = await receipt.source.ask()
         return [self._held(delivery, answers) for delivery in deliveries]
+
+    async def tally(self, changes: Sequence[tuple[str, int]]) -> Sequence[int | SettleError]:
+        """Change some counts of the group, durably; see `brokerkit.adapter.Tallies`."""
+        return await self._tallies.tally(changes)
 
     def _held(self, delivery: Delivery, answers: Mapping[int, SettleError | None]) -> SettleError | None:
         receipt = delivery.receipt
