@@ -20,6 +20,7 @@ from brokerkit.adapters.sqs.queues import Queues, attributes_of
 from brokerkit.adapters.sqs.routes import Routes
 from brokerkit.adapters.sqs.session import AwsSession
 from brokerkit.adapters.sqs.subscription import SqsSubscription
+from brokerkit.adapters.sqs.tallies import Tallies
 from brokerkit.adapters.sqs.topics import Topics
 from brokerkit.adapters.sqs.url import read_url
 from brokerkit.errors import (
@@ -69,12 +70,14 @@ class SqsAdapter:
             max_return=_MAX_RETURN,
             key_returns=False,
             limits=_LIMITS if self._options.near else _LIMITS | {"acked-may-return"},
+            tallies=True,
         )
         self._session: AwsSession | None = None
         self._transport: Transport | None = None
         self._fanout: Fanout | None = None
         self._groups: Groups | None = None
         self._desk: Desk | None = None
+        self._queues: Queues | None = None
         self._subscriptions: set[SqsSubscription] = set()
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
@@ -153,7 +156,9 @@ class SqsAdapter:
         sources = [Source(queue, place) for queue, place in await groups.join(at, order)]
         if self._closed:
             raise self._not_open()
-        subscription = SqsSubscription(desk, at, sources, on_lost)
+        assert self._queues is not None  # noqa: S101 - opened
+        tallies = Tallies(self._queues, sources[-1].queue)
+        subscription = SqsSubscription(desk, at, sources, on_lost, tallies)
         subscription.start()
         self._subscriptions = {each for each in self._subscriptions if not each.closed} | {subscription}
         return subscription
@@ -224,6 +229,7 @@ class SqsAdapter:
         routes = Routes(queues, options, self._native)
         topics = Topics(session, queues, options) if options.sns != "off" else None
         self._transport = transport
+        self._queues = queues
         self._groups = Groups(queues, routes, topics, options, self._native)
         self._fanout = Fanout(queues, routes, topics, transport, options, self._native)
         self._desk = Desk(transport, queues, options)

@@ -16,6 +16,7 @@ from brokerkit.adapter import OnLost, Settled
 from brokerkit.adapters.sqs.desk import BATCH, Desk
 from brokerkit.adapters.sqs.held import Held, Keeper, Source, put_back
 from brokerkit.adapters.sqs.intake import Intake
+from brokerkit.adapters.sqs.tallies import Tallies
 from brokerkit.adapters.sqs.waiting import IN_HAND, Parking, parks_of
 from brokerkit.adapters.sqs.wire import read_message
 from brokerkit.delivery import Delivery
@@ -40,13 +41,16 @@ Ending = tuple[int, Held, float | None]
 
 class SqsSubscription:
     """
-    A place in one channel for one group; also `Holds`.
+    A place in one channel for one group; also `Holds` and `Tallies`.
 
     Order by key is its queue's: a FIFO queue has it, another has none.
     """
 
-    def __init__(self, desk: Desk, at: Address, sources: Sequence[Source], on_lost: OnLost) -> None:
+    def __init__(
+        self, desk: Desk, at: Address, sources: Sequence[Source], on_lost: OnLost, tallies: Tallies
+    ) -> None:
         self._desk = desk
+        self._tallies = tallies
         self._at = at
         self._channel = Address(at.channel)
         self._on_lost = on_lost
@@ -132,6 +136,10 @@ class SqsSubscription:
             for (index, _), outcome in zip(part, renewed, strict=True):
                 outcomes[index] = outcome
         return outcomes
+
+    async def tally(self, changes: Sequence[tuple[str, int]]) -> Sequence[int | SettleError]:
+        """Change some counts of the group, durably; see `brokerkit.adapter.Tallies`."""
+        return await self._tallies.tally(changes)
 
     async def close(self) -> None:
         """
