@@ -7,6 +7,7 @@ repeated here, and the client's own repeating is off, because only the caller kn
 
 import asyncio
 import hashlib
+import logging
 import os
 import ssl
 from collections.abc import Mapping
@@ -22,7 +23,9 @@ from brokerkit.brokerurl import BrokerUrl
 from brokerkit.errors import Closed
 from brokerkit.examples.redis_streams.failure import Broken, connecting
 
-__all__ = ["FAILURES", "Argument", "Line", "Wire"]
+__all__ = ["FAILURES", "Argument", "Line", "Wire", "hang_up"]
+
+_log = logging.getLogger(__name__)
 
 Argument = str | bytes | int
 FAILURES = (
@@ -40,6 +43,7 @@ _GONE = (
     TimeoutError,
     OSError,
 )
+_FAREWELL = 1.0  # seconds
 _ANSWERS = (exceptions.BusyLoadingError, exceptions.AuthenticationError, exceptions.AuthorizationError)
 
 
@@ -152,9 +156,7 @@ class Line:
             if late:
                 await asyncio.wait(late, timeout=grace)
         idle, self._idle = self._idle, []
-        for wire in idle:
-            await _drop(wire)
-        await asyncio.sleep(0)  # a transport closes at the loop's next turn, and there may be no other
+        await asyncio.gather(*(hang_up(wire) for wire in idle))
 
     async def _run(self, args: tuple[Argument, ...]) -> object:
         async with self._room:
@@ -198,6 +200,15 @@ async def _usable(wire: Wire) -> bool:
         return not await wire.can_read()
     except (exceptions.RedisError, OSError):
         return False
+
+
+async def hang_up(wire: Wire) -> None:
+    """Close a connection and wait a moment for the server to say so too, as TLS wants it."""
+    try:
+        async with asyncio.timeout(_FAREWELL):
+            await wire.disconnect()
+    except (exceptions.RedisError, TimeoutError) as error:
+        _log.debug("a connection was closed without an answer: %r", error)
 
 
 async def _drop(wire: Wire) -> None:

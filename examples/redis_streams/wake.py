@@ -13,7 +13,7 @@ from typing import cast
 from redis import exceptions
 
 from brokerkit.errors import ConfigurationError, SendError
-from brokerkit.examples.redis_streams.line import Line, Wire
+from brokerkit.examples.redis_streams.line import Line, Wire, hang_up
 
 __all__ = ["Listener"]
 
@@ -51,7 +51,7 @@ class Listener:
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
-            await asyncio.wait([task], timeout=1.0)
+            await asyncio.wait([task], timeout=1.5)
 
     async def _listen(self) -> None:
         while True:
@@ -73,7 +73,7 @@ class Listener:
                         callback()
         finally:
             self._wire = None
-            await wire.disconnect(nowait=True)
+            await hang_up(wire)
 
     @staticmethod
     async def _say(wire: Wire, word: str, channel: str) -> None:

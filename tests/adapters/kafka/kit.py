@@ -4,6 +4,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from brokerkit.adapters.kafka import KafkaAdapter
 from brokerkit.delivery import Delivery
@@ -33,7 +34,8 @@ async def connected(
     url: str, native: Mapping[str, str] | None = None, **options: str | float | bool
 ) -> AsyncGenerator[KafkaAdapter]:
     """Give a connected adapter, closed in the end."""
-    adapter = KafkaAdapter(url, native=native, **{"session": 6, "drain": 5, "partitions": 2, **options})
+    given: Any = {"session": 6, "drain": 5, "partitions": 2, **options}
+    adapter = KafkaAdapter(url, native=native, **given)
     await adapter.connect()
     try:
         yield adapter

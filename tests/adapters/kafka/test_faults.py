@@ -188,7 +188,7 @@ async def test_f50_who_has_left_by_max_poll_interval_commits_nothing_and_is_told
         await send(one, Address(channel), [text(n) for n in range(10)])
         held = await member.take(10)
         subscription: Any = member.subscription._subscription  # type: ignore[attr-defined]
-        consumer = subscription._consumer
+        consumer: Any = subscription._consumer
         commits: list[Committed] = []
         real = consumer._coordinator._do_commit_offsets
 

@@ -15,7 +15,8 @@ HEADS = st.integers(0, 1 << 40)
 @st.composite
 def notes(draw: st.DrawFn) -> tuple[Note, int]:
     head = draw(HEADS)
-    at, runs = head, []
+    at = head
+    runs: list[Run] = []
     for gap, length, arrivals, returns in draw(
         st.lists(
             st.tuples(st.integers(0, 500), st.integers(1, 500), st.integers(0, 300), st.integers(0, 300)),

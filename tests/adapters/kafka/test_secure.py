@@ -3,6 +3,7 @@
 import asyncio
 import traceback
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
@@ -69,7 +70,7 @@ async def test_nobody_there_is_a_lost_connection() -> None:
     assert "hunter2" not in "".join(traceback.format_exception(error))
 
 
-async def refused(url: str, options: Mapping[str, str | float]) -> BrokerkitError:
+async def refused(url: str, options: Mapping[str, Any]) -> BrokerkitError:
     """Return what connecting raises, within a decent time."""
     adapter = KafkaAdapter(url, **options)
     try:
