@@ -23,12 +23,11 @@ BROKERS = ("memory", "sqlite", "kafka", "rabbitmq", "nats", "sqs")
 OPTIONS = {
     "memory": "lease=0.6&max_message=200000",
     "sqlite": "lease=1&max_message=200000",
-    "kafka": "session_timeout=3",
+    "kafka": "session=2&drain=4",
     "rabbitmq": "heartbeat=1",
     "nats": "lease=2",
     "sqs": "lease=2&poll=1",
 }
-SETTINGS = {"kafka": {"group.min.session.timeout.ms": "1000"}}
 MARKS = {"passed": "kept", "off": "off", "failed": "**BROKEN**"}
 
 
@@ -39,7 +38,7 @@ def run(broker: str, folder: Path) -> dict[str, Any]:
     if broker == "sqlite":
         url = f"sqlite:///{folder / 'broker.db'}?{OPTIONS[broker]}"
     elif broker != "memory":
-        url = f"{box.up(broker, settings=SETTINGS.get(broker), ephemeral=True).url}?{OPTIONS[broker]}"
+        url = f"{box.up(broker, ephemeral=True).url}?{OPTIONS[broker]}"
     try:
         server, limits = asyncio.run(server_of(url))
         return run_suites(url, server, limits, show=True) | {"broker": broker}

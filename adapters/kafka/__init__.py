@@ -31,7 +31,7 @@ Limits
     metadata for a partition.
 
 Native object
-    The client's record. `position` is ("<topic>-<partition>", offset).
+    The client's record with `records=on`, else None. `position` is ("<topic>-<partition>", offset).
 """
 
 from brokerkit.adapters.kafka.adapter import KafkaAdapter

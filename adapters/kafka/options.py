@@ -22,6 +22,7 @@ _KNOWN = (
     "partitions",
     "provisioning",
     "rebalance",
+    "records",
     "request_timeout",
     "retention",
     "sasl",
@@ -46,6 +47,7 @@ class Options:
     request_timeout: how long one request may. max_message: size limit of a message with its headers. partitions: of a
     channel that is created (-1: the broker's default). retention: of inlets and retry topics. instance: the name of a static
     member, or empty. sasl: the mechanism used with a user and a password. provisioning: `off` never creates a topic.
+    records: `on` keeps the client's record as `Delivery.native`, which costs about a quarter of the speed.
     """
 
     url: BrokerUrl
@@ -64,6 +66,7 @@ class Options:
     sasl: str
     compression: str | None
     provisioning: bool
+    records: bool
 
     @property
     def servers(self) -> list[str]:
@@ -115,6 +118,7 @@ def read_options(url: str, options: Mapping[str, object]) -> Options:
         sasl=read.text_of("sasl", "PLAIN", choices=_MECHANISMS),
         compression=None if codec == "none" else codec,
         provisioning=read.text_of("provisioning", "create", choices=("create", "off")) == "create",
+        records=read.flag("records"),
     )
 
 

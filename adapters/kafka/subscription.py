@@ -398,8 +398,8 @@ class KafkaSubscription:
         careful: list[Partition] = []
         for place, records in batch.items():
             part = self._parts.get(place)
-            if part is None or part.draining:
-                _log.warning("%s: records of %s before its assignment; read again", self._name, place)
+            if part is None or part.draining or not part.adopted:
+                _log.info("%s: records of %s before its note was read; read again", self._name, place)
                 self._consumer.seek(place, records[0].offset)
                 continue
             if part.careful:
@@ -419,11 +419,12 @@ class KafkaSubscription:
     def _stamp(self, part: Partition, records: Sequence[Record], fresh: list[Delivery]) -> None:
         """Make deliveries of records of which nothing is known: the usual case, and the hot path."""
         name, address, opened = part.name, part.address, part.open
+        native = self._options.records
         for record in records:
             offset = record.offset
-            delivery = Delivery(
-                read(record), address, part, arrivals=1, position=(name, offset), native=record
-            )
+            delivery = Delivery(read(record), address, part, arrivals=1, position=(name, offset))
+            if native:
+                delivery.native = record
             opened[offset] = delivery
             fresh.append(delivery)
         part.next = records[-1].offset + 1
@@ -449,7 +450,7 @@ class KafkaSubscription:
                 returns=known[1],
                 position=(part.name, offset),
                 mark=part.marks.get(offset),
-                native=record,
+                native=record if self._options.records else None,
             )
             part.open[offset] = delivery
             if part.wait or seconds:

@@ -94,7 +94,7 @@ class KeyedSubscription(Member):
         else:
             key = held.delivery.message.key
             held.part = None if key is None else partition_of(key, len(self.parts))
-            if held.part is not None and self.parts[held.part].state != "owned":
+            if held.part is not None and not self.parts[held.part].takes_copies(self._loop.time()):
                 self._refuse(held)
                 return
             self._copies.append(held)
@@ -133,7 +133,7 @@ class KeyedSubscription(Member):
                 continue
             if held.part is not None:
                 part = self.parts[held.part]
-                if not (part.state == "owned" and part.confirmed(now)):
+                if not part.takes_copies(now):
                     self._refuse(held)
                     continue
                 part.out += 1

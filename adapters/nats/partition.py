@@ -62,6 +62,7 @@ class Partition:
         self._arrival = asyncio.Event()
         self._renewed = 0.0
         self._busy = False
+        self._unwanted = False
 
     @property
     def mine(self) -> bool:
@@ -72,10 +73,21 @@ class Partition:
         """Say whether the pin is certain now."""
         return self.mine and (now < self.until or not self._pins)
 
+    def takes_copies(self, now: float) -> bool:
+        """
+        Say whether copies with a key of this partition are this member's to handle.
+
+        Also while it is claimed: a partition without news is pinned to nobody, and who claims it is who gets the next message.
+        """
+        return (self.state == "owned" and self.confirmed(now)) or (
+            self.state == "claiming" and not self._unwanted
+        )
+
     # -- coming and going
 
     def claim(self) -> None:
         """Reach for it; on a server without pins nobody has to wait."""
+        self._unwanted = False
         if self._busy:
             return  # it is on its way out; who it is for is looked at again then
         if self.state == "leaving":
@@ -90,6 +102,7 @@ class Partition:
 
     def yield_up(self) -> None:
         """Give it back as soon as nothing of it is out."""
+        self._unwanted = True
         if self.state == "owned":
             self.state = "leaving"
         if self.state in {"claiming", "leaving"}:
@@ -97,7 +110,8 @@ class Partition:
 
     def check_leaving(self) -> None:
         """Give it back now if nothing of it is out."""
-        if not self._busy and (self.state == "claiming" or (self.state == "leaving" and self.out == 0)):
+        leaves = self.state == "leaving" or (self.state == "claiming" and self._unwanted)
+        if not self._busy and leaves and self.out == 0:
             self._busy = True
             self._member.spawn(self._leave())
 

@@ -108,6 +108,7 @@ def _plain(site: Site) -> dict[str, str]:
         "share.coordinator.state.topic.min.isr": "1",
         "share.coordinator.state.topic.num.partitions": "3",
         "group.initial.rebalance.delay.ms": "0",
+        "group.min.session.timeout.ms": "1000",  # so that a test need not wait for the usual ten seconds
         # A killed broker is let in again when its old registration has expired: after 9 s by default.
         "broker.session.timeout.ms": "5000",
         "broker.heartbeat.interval.ms": "1000",

@@ -7,7 +7,7 @@ Dead places: kept apart, readable without taking, and the way back leads to the 
 
 from brokerkit.delivery import Delivery
 from brokerkit.message import Address, Message
-from brokerkit.testing.conformance.bench import Bench, bodies, inlet
+from brokerkit.testing.conformance.bench import Bench, bodies, inlet, text
 from brokerkit.testing.conformance.gate import needs
 
 __all__ = ["DeadPlace"]
@@ -110,7 +110,7 @@ class DeadPlace:
     @needs("browses")
     async def test_browsing_a_channel_disturbs_no_group(self, bench: Bench) -> None:
         member = await bench.member()
-        await bench.send(bench.first, bench.name(), ["1", "2"])
+        await bench.send(bench.first, bench.name(), [text("1", "k"), text("2", "k")])
         found = await pages(bench, Address(bench.name()), 1)
         assert bodies(found) == ["1", "2"]
         assert {delivery.address for delivery in found} == {Address(bench.name())}

@@ -118,3 +118,17 @@ class Delay:
             Address(bench.name()),
             inlet(bench.name(), "g"),
         ]
+
+    @needs("order_key", "processes")
+    async def test_copies_for_keys_of_which_nothing_new_comes_are_handed_out_once(self, bench: Bench) -> None:
+        members = [await bench.member(order="key"), await bench.member(order="key")]
+        sent = [text(str(number), f"k{number}") for number in range(20)]
+        await bench.send(bench.first, inlet(bench.name(), "g"), sent)
+        taken: list[str] = []
+        async with asyncio.timeout(bench.patience):
+            while len(taken) < len(sent):
+                for member in members:
+                    came = await member.some(0.05)
+                    await member.ack(came)
+                    taken += bodies(came)
+        assert sorted(taken, key=int) == [str(number) for number in range(20)]

@@ -1,5 +1,8 @@
 """What goes wrong with a Kafka cluster, on real servers; the numbers are those of the fault list."""
 
+# It looks into the client, which has no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
@@ -8,7 +11,7 @@ from typing import Any
 import pytest
 
 from brokerkit.adapters.kafka import KafkaAdapter
-from brokerkit.adapters.kafka.client import Committed
+from brokerkit.adapters.kafka.client import Committed, Fenced
 from brokerkit.adapters.kafka.subscription import KafkaSubscription
 from brokerkit.delivery import Delivery
 from brokerkit.engine import Engine, Settings
@@ -157,21 +160,31 @@ async def test_f49_pauses_outlive_a_rebalance_and_end_when_the_last_reason_is_go
         assert isinstance(subscription, KafkaSubscription)
         await one.send(inlet(channel), [text(n) for n in range(200)], after=600)
 
+        client: Any = subscription._consumer._consumer
+
         def full_rung() -> Any:
             return next((part for part in subscription._parts.values() if part.wait == 600), None)
 
         async def paused() -> bool:
             part = full_rung()
-            return part is not None and part.held >= part.hold and part.paused
+            return part is not None and part.held >= part.hold and part.tp in client.paused()
 
         await eventually(paused, "the rung is full and paused")
+        generation = subscription._consumer.generation
+
+        async def rebalanced() -> bool:
+            return subscription._consumer.generation >= generation + 2 and await paused()
+
         other = await join(two, inlet(channel), 30)
         await other.close()
-        await eventually(paused, "it is so again after two rebalances")
+        await eventually(rebalanced, "it is so again after two rebalances")
         await send(one, Address(channel), [text(n) for n in range(2000)])
-        assert (600, True) in [(part.wait, part.paused) for part in subscription._parts.values()]
+        assert client.paused() == {full_rung().tp}
+        generation = subscription._consumer.generation
         await asyncio.sleep(2.5)  # longer than the client lets its owner ask for nothing
-        assert await paused()
+        part = full_rung()
+        assert (subscription._consumer.generation, part.held >= part.hold) == (generation, True)
+        assert client.paused() >= {part.tp}
         assert member.lost == []
         assert len(await member.take(2000, ack=True)) == 2000
 
@@ -212,6 +225,21 @@ async def test_f50_who_has_left_by_max_poll_interval_commits_nothing_and_is_told
         again = await heir.some(3)
         again += await member.some(1)
         assert sorted(numbers(again)) == list(range(10))
+
+
+async def test_f50_no_commit_carries_another_generation_than_its_own(kafka_server: RealServer) -> None:
+    channel = fresh()
+    async with connected(kafka_server.url, partitions=1) as adapter:
+        member = await join(adapter, inlet(channel), 30)
+        await send(adapter, Address(channel), [text(n) for n in range(3)])
+        await member.take(3)
+        subscription: Any = member.subscription._subscription  # type: ignore[attr-defined]
+        await eventually(lambda: _is_quiet(subscription), "what it has said is written")
+        before = await adapter._admin.committed(f"{channel}--g")
+        for wrong in (subscription._consumer.generation - 1, subscription._consumer.generation + 1, -1):
+            with pytest.raises(Fenced):
+                await subscription._consumer.commit({(channel, 0): Committed(3, "")}, wrong)
+        assert await adapter._admin.committed(f"{channel}--g") == before
 
 
 async def _is_quiet(subscription: Any) -> bool:
