@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 from brokerkit.adapter import Adapter
 from brokerkit.clock import SYSTEM, Clock
@@ -374,13 +375,17 @@ def _check_channel(channel: object) -> None:
         check_name("channel", channel)
 
 
-@lru_cache(maxsize=1024)
-def _type_of_class(kind: type) -> str | None:
+def _type_of_class(kind: type[object]) -> str | None:
     """Return the type that a class stands for, checked once."""
-    name = type_of(kind)
-    if name is not None:
-        _check_text("type", name)
-    return name
+    if kind not in _TYPES:
+        name = type_of(kind)
+        if name is not None:
+            _check_text("type", name)
+        _TYPES[kind] = name
+    return _TYPES[kind]
+
+
+_TYPES: WeakKeyDictionary[type[object], str | None] = WeakKeyDictionary()
 
 
 def _type(outgoing: Outgoing) -> str:

@@ -94,7 +94,7 @@ def table(reports: list[dict[str, Any]], suite: str) -> Iterator[str]:
         names.update({p["promise"]: None for p in each["promises"] if p["suite"] == suite})
     kept = [{p["promise"]: p for p in each["promises"] if p["suite"] == suite} for each in reports]
     for name in names:
-        cells = []
+        cells: list[str] = []
         for promises in kept:
             found = promises.get(name)
             cell = MARKS[found["outcome"]] if found else ""

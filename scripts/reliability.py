@@ -9,13 +9,14 @@ Make docs/reliability.json and docs/reliability.md out of what the last runs of 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 
 
 def main() -> int:
     """Write both files."""
-    rows = json.loads((ROOT / ".cache" / "reliability.json").read_text("utf-8"))
+    rows: list[dict[str, Any]] = json.loads((ROOT / ".cache" / "reliability.json").read_text("utf-8"))
     rows.sort(key=lambda row: (row["id"][0], int(row["id"][1:]), row["broker"], row["claim"]))
     (ROOT / "docs" / "reliability.json").write_text(
         json.dumps(rows, indent=1, ensure_ascii=False) + "\n", "utf-8"
