@@ -1,4 +1,5 @@
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -24,14 +25,15 @@ async def confirm(order: dict) -> None:
 
 
 @pytest.fixture(name="brokerkit")
-def anew(brokerkit: Brokerkit) -> Brokerkit:
-    """Import app.py anew for each command, as another process would."""
+def anew(brokerkit: Brokerkit) -> Iterator[Brokerkit]:
+    """Import app.py anew for each command, as another process would, and leave none behind."""
 
     def run(*arguments: str) -> Result:
         sys.modules.pop("app", None)
         return brokerkit(*arguments)
 
-    return run
+    yield run
+    sys.modules.pop("app", None)
 
 
 @pytest.fixture

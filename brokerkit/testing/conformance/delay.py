@@ -119,7 +119,7 @@ class Delay:
             inlet(bench.name(), "g"),
         ]
 
-    @needs("order_key", "processes")
+    @needs("order_key")
     async def test_copies_for_keys_of_which_nothing_new_comes_are_handed_out_once(self, bench: Bench) -> None:
         members = [await bench.member(order="key"), await bench.member(order="key")]
         sent = [text(str(number), f"k{number}") for number in range(20)]
