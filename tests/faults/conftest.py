@@ -21,6 +21,9 @@ BROKERS: Final = os.environ.get("FAULT_BROKERS", "sqlite kafka rabbitmq nats sqs
 """Which brokers these tests are about; a run in parts takes them one by one."""
 
 SERVERS: Final = tuple(name for name in ("kafka", "rabbitmq", "nats", "sqs") if name in BROKERS)
+OUTAGE: Final = 5.0
+"""Seconds."""
+
 OPTIONS: Final[Mapping[str, str]] = {
     "kafka": "",
     "rabbitmq": "heartbeat=2",
@@ -30,8 +33,17 @@ OPTIONS: Final[Mapping[str, str]] = {
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is about none of the brokers that were asked for, instead of skipping it."""
-    out = [item for item in items if "NOTSET" in item.name]
+    """
+    Leave out what is about none of the brokers that were asked for, instead of skipping it.
+
+    And restarts of ElasticMQ: ended and started again, it has forgotten messages that it had confirmed (9 of 302 with plain
+    botocore). It is stopped for some seconds instead.
+    """
+    out = [
+        item
+        for item in items
+        if "NOTSET" in item.name or ("SIG" in item.name and ("sqs" in item.name) != ("SIGSTOP" in item.name))
+    ]
     if out:
         config.hook.pytest_deselected(items=out)
         items[:] = [item for item in items if item not in out]
@@ -71,7 +83,18 @@ class Broker:
                 await bus.close()
 
     async def restart(self, how: str) -> float:
-        """Stop it by `SIGTERM` or `SIGKILL` and start it again; return the loop's time at which it answered."""
+        """
+        Take it away by `SIGTERM` or `SIGKILL` and start it again, or by `SIGSTOP` for some seconds.
+
+        Returns the loop's time at which it was back.
+        """
+        if how == "SIGSTOP":
+            await asyncio.to_thread(self.machine.freeze)
+            try:
+                await asyncio.sleep(OUTAGE)
+            finally:
+                await asyncio.to_thread(self.machine.thaw)
+            return asyncio.get_running_loop().time()
         await asyncio.to_thread(self.machine.kill if how == "SIGKILL" else self.machine.stop)
         await asyncio.to_thread(self.machine.start)
         return asyncio.get_running_loop().time()

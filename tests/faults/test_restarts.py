@@ -78,7 +78,7 @@ class Run:
                 await self.progress.wait()
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL", "SIGSTOP"])
 async def test_r1_a_broker_that_is_restarted_twice_under_load_loses_nothing_and_hangs_nobody(
     broker: Broker, how: str, record_property: Any
 ) -> None:
@@ -117,7 +117,7 @@ async def test_r1_a_broker_that_is_restarted_twice_under_load_loses_nothing_and_
     assert run.handled.keys() <= run.confirmed | run.unknown
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL", "SIGSTOP"])
 async def test_r2_delayed_retries_that_wait_across_a_restart_come_back_and_not_early(
     broker: Broker, how: str, record_property: Any
 ) -> None:

@@ -31,7 +31,7 @@ class Promises:
 
     def __init__(self, path: Path | None = None) -> None:
         self.records: dict[str, dict[str, Any]] = {}
-        self.figures: defaultdict[str, list[float]] = defaultdict(list)
+        self.figures: defaultdict[str, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         self._path = path
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -57,7 +57,7 @@ class Promises:
         if report.when == "teardown":
             for key, value in report.user_properties:
                 if key.startswith(_FIGURE) and isinstance(value, int | float):
-                    self.figures[key.removeprefix(_FIGURE)].append(float(value))
+                    self.figures[suite.removesuffix("Bus")][key.removeprefix(_FIGURE)].append(float(value))
 
     def pytest_sessionfinish(self) -> None:
         """Write what was noted, if a file was asked for."""
@@ -65,14 +65,17 @@ class Promises:
             self._path.write_text(json.dumps(self.summary()), "utf-8")
 
     def summary(self) -> dict[str, Any]:
-        """Return counts, the promises one by one, and the figures with their smallest, median and largest."""
+        """Return counts, the promises one by one, and by suite the figures with their smallest, median and largest."""
         promises = list(self.records.values())
         return {
             "passed": sum(each["outcome"] == "passed" for each in promises),
             "failed": sum(each["outcome"] == "failed" for each in promises),
             "off": sum(each["outcome"] == "off" for each in promises),
             "promises": promises,
-            "figures": {name: _spread(values) for name, values in sorted(self.figures.items())},
+            "figures": {
+                suite: {name: _spread(values) for name, values in sorted(figures.items())}
+                for suite, figures in self.figures.items()
+            },
         }
 
 
@@ -140,5 +143,8 @@ def run_suites(
         "broker": redacted(url).partition(":")[0],
         "version": server,
         **report,
+        "figures": {
+            name: spread for figures in report["figures"].values() for name, spread in figures.items()
+        },
         "limits": {name: LIMITS[name] for name in sorted(limits)},
     }

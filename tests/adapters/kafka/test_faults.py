@@ -160,7 +160,8 @@ async def test_f49_pauses_outlive_a_rebalance_and_end_when_the_last_reason_is_go
         assert isinstance(subscription, KafkaSubscription)
         await one.send(inlet(channel), [text(n) for n in range(200)], after=600)
 
-        client: Any = subscription._consumer._consumer
+        consumer: Any = subscription._consumer
+        client = consumer._consumer
 
         def full_rung() -> Any:
             return next((part for part in subscription._parts.values() if part.wait == 600), None)
