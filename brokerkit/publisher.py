@@ -389,7 +389,7 @@ _TYPES: WeakKeyDictionary[type[object], str | None] = WeakKeyDictionary()
 
 
 def _type(outgoing: Outgoing) -> str:
-    name = outgoing.type or _type_of_class(type(outgoing.data))
+    name = outgoing.type or _type_of_class(cast("type[object]", type(outgoing.data)))
     if not name:
         message = f"{type(outgoing.data).__name__} stands for no event type; give type='order.placed' or publish a model"
         raise ConfigurationError(message)
