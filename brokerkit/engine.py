@@ -653,11 +653,11 @@ class Engine:
         try:
             standing = await before()
             settlement = await self._outcome_alone(delivery, standing, task)
-            if standing == "stands":
-                await after()
-            if type(settlement) is Ack:
-                await self._isolation.forget(delivery)
+            if standing != "stale":
+                await after()  # also what may stand, because no answer came: one too few is the harmless side
             self._close(delivery, settlement)
+            if type(settlement) is Ack and delivery.stopped is None:
+                await self._isolation.forget(delivery)  # last: it may be cancelled, and nothing waits for it
         except Exception as error:  # noqa: BLE001 - a bug here must not cost the message
             self._botched(delivery, error)
         finally:
@@ -672,7 +672,8 @@ class Engine:
         if delivery.stopped is not None:
             return None
         if standing == "unavailable":
-            return Retry(after=_BARRED, reason="unmarked", counts=False)
+            # not by a copy: a copy is no suspect
+            return Retry(after=min(_BARRED, self._max_return), reason="unmarked", counts=False)
         return await self._outcome(delivery, self._begin(delivery), task)
 
     def _close(self, delivery: Delivery, settlement: Settlement | None) -> None:
@@ -864,16 +865,25 @@ class Engine:
         late = {id(delivery) for delivery, timer in self._held.values() if timer.when() > deadline}
         late.update(map(id, self._isolation.suspects))
         # what waits behind one of these cannot start before it
-        keys = {delivery.message.key for delivery in unstarted if id(delivery) in late}
+        heads = set(map(id, self._ready)) | late
+        keys = {
+            delivery.message.key
+            for delivery in unstarted
+            if id(delivery) in heads and (id(delivery) in late or self._lies_above(delivery))
+        }
         keys.discard(None)
         return [
             delivery
             for delivery in unstarted
-            if id(delivery) in late
-            or delivery.message.key in keys
-            or delivery.position is None
-            or delivery.position[1] > started.get(delivery.position[0], -1)
+            if id(delivery) in late or delivery.message.key in keys or self._lies_above(delivery)
         ]
+
+    def _lies_above(self, delivery: Delivery) -> bool:
+        """Say whether nothing of its partition has started that lies at it or above it."""
+        if self._started is None or delivery.position is None:
+            return True
+        partition, offset = delivery.position
+        return offset > self._started.get(partition, -1)
 
     def _lose(self, deliveries: Iterable[Delivery]) -> None:
         """Mark deliveries as somebody else's and forget those that wait."""

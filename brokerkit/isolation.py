@@ -114,8 +114,10 @@ class Isolation:
             assert isinstance(subscription, Tallies)  # noqa: S101 - or it would not be unread
             counts = await self._tally(subscription, [(delivery, 0) for _, delivery in part])
             for (_, delivery), count in zip(part, counts, strict=True):
+                if not isinstance(count, int):
+                    continue
                 delivery.extra = {**(delivery.extra or {}), _READ: True}
-                if isinstance(count, int) and count and delivery in self.suspects:
+                if count and delivery in self.suspects:
                     delivery.alone = count
                     self.suspects.remove(delivery)
                     self._engine.judge(delivery)
@@ -225,13 +227,15 @@ class Isolation:
                 error = Unavailable(repr(failure))
             if error is not None:
                 return error
+        if begins:
+            self._counted.add(id(delivery))  # also where the answer is lost: it may have been counted
+        else:
+            self._counted.discard(
+                id(delivery)
+            )  # once: where the answer is lost, one too few is the harmless side
         (count,) = await self._tally(subscription, [(delivery, 1 if begins else -1)])
         if isinstance(count, SettleError):
             return count
-        if begins:
-            self._counted.add(id(delivery))
-        else:
-            self._counted.discard(id(delivery))
         return None
 
 

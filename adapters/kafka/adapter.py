@@ -22,6 +22,7 @@ from brokerkit.adapters.kafka.writer import Writer
 from brokerkit.delivery import Delivery
 from brokerkit.errors import (
     BadHeader,
+    BrokerkitError,
     Closed,
     ConnectionLost,
     DelayTooLong,
@@ -275,7 +276,11 @@ class KafkaAdapter:
         if any(isinstance(result, NotFound) for result in results):
             # aiokafka says so of a broker that does not answer, too: it counts only when the cluster says it
             self._topics.forget(topic)
-            if (await self._admin.partitions([topic])).get(topic):
+            try:
+                exists = bool((await self._admin.partitions([topic])).get(topic))
+            except BrokerkitError:
+                exists = True  # it cannot be asked: unreachable, not unknown
+            if exists:
                 for index, _ in share:
                     if isinstance(outcomes[index], NotFound):
                         outcomes[index] = ConnectionLost(f"{topic} cannot be reached")

@@ -100,11 +100,17 @@ class KeyedSubscription(Member):
             self._copies.append(held)
         self.wake()
 
+    def by_lease(self, source: Source) -> bool:
+        """For a partition the pin decides."""
+        return not (self._pins and source in self._by_source)
+
     def _refuse(self, held: Held) -> None:
         """Give a copy back whose key is another member's."""
         del self.held[held.source, held.seq]
         pause = random.uniform(_ELSEWHERE / 2, _ELSEWHERE * 1.5)  # noqa: S311 - so that two members do not go in step
         self.spawn(self.turn_away(held.source, held.reply, held.identity, pause))
+        if held.source.credit == 0:
+            self._hungry(held.source)
 
     def take(self, limit: int, now: float) -> list[Held]:
         """Return what the partitions that are certainly ours have, turn by turn, and the copies."""

@@ -63,6 +63,8 @@ class Partition:
         self._renewed = 0.0
         self._busy = False
         self._unwanted = False
+        self._vacant = 0.0
+        self._rousing = False
 
     @property
     def mine(self) -> bool:
@@ -77,10 +79,11 @@ class Partition:
         """
         Say whether copies with a key of this partition are this member's to handle.
 
-        Also while it is claimed: a partition without news is pinned to nobody, and who claims it is who gets the next message.
+        Also while it is claimed and the server has just said that nobody has the pin: a partition without news is pinned to
+        nobody, and who claims it is who gets the next message.
         """
         return (self.state == "owned" and self.confirmed(now)) or (
-            self.state == "claiming" and not self._unwanted
+            self.state == "claiming" and not self._unwanted and now < self._vacant
         )
 
     # -- coming and going
@@ -99,6 +102,9 @@ class Partition:
     async def _claim(self) -> None:
         await self.source.start()
         await self.source.ask(1)
+        if self.state == "claiming" and not self._rousing:
+            self._rousing = True
+            await self._rouse()
 
     def yield_up(self) -> None:
         """Give it back as soon as nothing of it is out."""
@@ -138,6 +144,7 @@ class Partition:
 
     def _reset(self) -> None:
         self.state = "idle"
+        self._vacant = 0.0
         self.pin = None
         self.until = 0.0
         self.waiting.clear()
@@ -242,9 +249,10 @@ class Partition:
             return
         if self.state in {"owned", "leaving"}:
             await self._confirm(renew=True)
-        elif self.state == "claiming":
+        elif self.state == "claiming" and not self._rousing:
             self._renewed = now
-            await self._rouse()
+            self._rousing = True
+            self._member.spawn(self._rouse())  # beside the renewals of the others, which it must not hold up
 
     def _renewal_due(self) -> bool:
         return self._loop.time() - self._renewed >= self._timeout / _RENEWALS
@@ -276,13 +284,25 @@ class Partition:
 
         A pin is given with a message, and what is out of a dead owner comes only when its lease is over, unless it is nak'ed.
         """
-        with contextlib.suppress(NoAnswer, ApiError):
-            info = await self._member.site.api.consumer(
-                self.source.stream, self.source.name, timeout=self._timeout
-            )
-            if info is None:
-                self._member.gone(self.source, "it was deleted")
-            elif self.state == "claiming" and not _pin_in(info) and int(info["num_ack_pending"]) > 0:
+        try:
+            await self._rouse_once()
+        except (NoAnswer, ApiError) as error:
+            _log.debug("partition %s: %s; asked again", self.index, error)
+        finally:
+            self._rousing = False
+
+    async def _rouse_once(self) -> None:
+        await self.source.start()
+        await self.source.ask(1)
+        info = await self._member.site.api.consumer(
+            self.source.stream, self.source.name, timeout=self._timeout
+        )
+        if info is None:
+            self._member.gone(self.source, "it was deleted")
+        elif self.state == "claiming":
+            pinned = bool(_pin_in(info))
+            self._vacant = 0.0 if pinned else self._loop.time() + self._timeout / _RENEWALS * 1.5
+            if not pinned and int(info["num_ack_pending"]) > 0:
                 await self._call_back(info, spare=set())
 
 

@@ -2,6 +2,7 @@
 Counts of a group, by name: the last message of a subject each, in a stream of their own that is made at the first count.
 """
 
+import asyncio
 import base64
 from collections.abc import Sequence
 
@@ -34,13 +35,15 @@ class Tallies:
         self._subject = names.subject(at.channel, PLACE, at.group)
         self._filter = f"{names.token(at.channel)}--{PLACE}.>"
         self._replicas = replicas
+        self._lock = asyncio.Lock()
 
     async def tally(self, changes: Sequence[tuple[str, int]]) -> Sequence[int | SettleError]:
         """Change the counts one after the other."""
         counts: list[int | SettleError] = []
         for name, change in changes:
             try:
-                counts.append(await self._change(f"{self._subject}.{name}", change))
+                async with self._lock:
+                    counts.append(await self._change(f"{self._subject}.{name}", change))
             except (ApiError, NoAnswer) as error:
                 counts.append(Unavailable(f"{self._link.where}: a count could not be kept: {error}"))
         return counts
@@ -50,10 +53,14 @@ class Tallies:
         after = max(0, before + change)
         if after == before:
             return after
-        if after:
-            await self._write(subject, after)
-        else:
-            await self._api.ask(f"STREAM.PURGE.{self._stream}", {"filter": subject})
+        try:
+            if after:
+                await self._write(subject, after)
+            else:
+                await self._api.ask(f"STREAM.PURGE.{self._stream}", {"filter": subject})
+        except NoAnswer:
+            if await self._look(subject) != after:  # it was not written, or nobody can say
+                raise
         return after
 
     async def _look(self, subject: str) -> int:

@@ -75,6 +75,7 @@ class Publisher:
         self._channel: Channel | None = None
         self._opening: asyncio.Lock = asyncio.Lock()
         self._window = asyncio.Semaphore(_WINDOW)
+        self._out: set[asyncio.Task[Any]] = set()
         self._ids = secrets.token_hex(8)
 
     async def client(self) -> Client:
@@ -110,22 +111,30 @@ class Publisher:
                 self._channel = await client.channel(confirms=True)
                 self._client = client
                 self._channel.closed.add_done_callback(partial(_give_up, client, self._channel))
+                # What was out on a connection that is gone may hang in the client for ever, and its permits with it.
+                self._window = asyncio.Semaphore(_WINDOW)
+                self._out = set()
+                client.lost.add_done_callback(partial(_let_go, self._out))
             return client, self._channel
 
     async def _through(
         self, client: Client, channel: Channel, parcels: Sequence[Parcel], deadline: float
     ) -> Sequence[SendError | None]:
         loop = asyncio.get_running_loop()
+        window, out = self._window, self._out
         batch = _Batch([_UNSENT] * len(parcels), 1, loop.create_future())
         try:
             async with asyncio.timeout_at(deadline):
                 for index, parcel in enumerate(parcels):
-                    await self._window.acquire()
+                    await window.acquire()
                     if not (client.alive and channel.alive):
-                        self._window.release()
+                        window.release()
                         break
                     batch.begin(index)
-                    self._start(channel, parcel, partial(batch.settle, index))
+                    task = self._start(channel, parcel)
+                    out.add(task)
+                    task.add_done_callback(out.discard)
+                    task.add_done_callback(partial(_ended, parcel, window, partial(batch.settle, index)))
         except TimeoutError:
             pass
         batch.count_down()
@@ -140,30 +149,39 @@ class Publisher:
             for parcel, outcome in zip(parcels, batch.outcomes, strict=True)
         ]
 
-    def _start(self, channel: Channel, parcel: Parcel, settle: Callable[[SendError | None], None]) -> None:
+    def _start(self, channel: Channel, parcel: Parcel) -> "asyncio.Task[Any]":
         properties = commands.Basic.Properties(
             content_type=parcel.content_type,
             headers=parcel.headers,
             delivery_mode=_PERSISTENT,
             message_id=f"{self._ids}-{next(_STARTED)}",
         )
-        task = channel.publish(
+        return channel.publish(
             parcel.body, parcel.exchange, parcel.key, properties, mandatory=parcel.mandatory
         )
-        task.add_done_callback(partial(self._ended, parcel, settle))
 
-    def _ended(
-        self, parcel: Parcel, settle: Callable[[SendError | None], None], task: "asyncio.Task[Any]"
-    ) -> None:
-        self._window.release()
-        if task.cancelled():
-            settle(at_publish(None, len(parcel.body)))
-        elif (error := task.exception()) is not None:
-            settle(at_publish(error, len(parcel.body)))
-        elif isinstance(task.result(), commands.Basic.Ack):
-            settle(None)
-        else:
-            settle(NotFound("the broker has returned it: no queue takes it"))
+
+def _ended(
+    parcel: Parcel,
+    window: asyncio.Semaphore,
+    settle: Callable[[SendError | None], None],
+    task: "asyncio.Task[Any]",
+) -> None:
+    window.release()
+    if task.cancelled():
+        settle(at_publish(None, len(parcel.body)))
+    elif (error := task.exception()) is not None:
+        settle(at_publish(error, len(parcel.body)))
+    elif isinstance(task.result(), commands.Basic.Ack):
+        settle(None)
+    else:
+        settle(NotFound("the broker has returned it: no queue takes it"))
+
+
+def _let_go(out: set["asyncio.Task[Any]"], _: object) -> None:
+    """End the publishes of a connection that is gone; their outcome is unknown either way."""
+    for task in list(out):
+        task.cancel()
 
 
 def _give_up(client: Client, channel: Channel, _: object) -> None:

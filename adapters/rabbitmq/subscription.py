@@ -115,18 +115,29 @@ class RabbitSubscription:
             0
         )  # a reader that always finds something must not starve its loop; nothing is taken yet
         while not self._closed:
-            if self._pulse is not None and self._pulse.doubtful and self._failure is None:
-                await self._pulse.sure()
+            self._raise_failure()  # first: what is still ready must not hide that a partition is gone
+            if self._pulse is not None and self._pulse.doubtful:
+                if not await self._pulse.sure() and not self._has_ended():
+                    self._changed.clear()
+                    await (
+                        self._changed.wait()
+                    )  # the connection is gone: `_fail` or `close` follows, once others have a turn
             elif batch := self._hand_out(limit):
                 return batch
-            if self._failure is not None:
-                raise ConnectionLost(str(self._failure)) from self._failure
+            self._raise_failure()
             if self._closed:
                 break
             self._changed.clear()
             if not any(source.ready and not source.resting for source in self._sources):
                 await self._changed.wait()
         return ()
+
+    def _has_ended(self) -> bool:
+        return self._closed or self._failure is not None
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise ConnectionLost(str(self._failure)) from self._failure
 
     def _hand_out(self, limit: int) -> Sequence[Delivery]:
         """Take from each source in turn; no turn of the loop lies between this and the caller."""

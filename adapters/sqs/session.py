@@ -205,7 +205,7 @@ class AwsSession:
     async def _refresh(self) -> None:
         try:
             await asyncio.shield(self._refreshing or self._start_refresh())
-        except BotoCoreError as error:
+        except (BotoCoreError, ClientError, RuntimeError) as error:
             message = f"the AWS credentials could not be refreshed ({type(error).__name__})"
             raise CallFailed(message, code="unreachable") from error
 

@@ -32,6 +32,7 @@ from tests.core.fakes import (
     GROUP,
     INLET,
     Bug,
+    CountingSubscription,
     FakeAdapter,
     Rig,
     acks,
@@ -544,6 +545,57 @@ class TestTallies:
             await until(lambda: bool(rig.begun))
             await rig.quiet()
             assert set(adapter.tallies.values()) == {0}
+
+    @virtual
+    async def test_starts_whose_answers_are_lost_never_make_a_dead_letter_of_what_never_ran(self) -> None:
+        adapter = FakeAdapter(marks=False, counts=True)
+        lost = 0
+
+        def answer(change: int) -> SettleError | None:
+            nonlocal lost
+            if change <= 0 or lost == 5:
+                return None
+            lost += 1  # it is counted, and nobody hears of it
+            for name in adapter.tallies or {self.name_of_s(): 0}:
+                adapter.tallies[name] = adapter.tallies.get(name, 0) + 1
+            return Unavailable("no answer")
+
+        adapter.on_tally = answer
+        async with Rig(adapter=adapter) as rig:
+            adapter.put(event_message("s"), arrivals=2)
+            await until(lambda: bool(rig.ended), within=10_000)
+            await rig.quiet()
+            assert lost == 5
+            assert not adapter.dead
+
+    def name_of_s(self) -> str:
+        delivery = Delivery(event_message("s"), Address(CHANNEL))
+        delivery.channel, delivery.group, delivery.run = CHANNEL, GROUP, 0
+        return tally_name(delivery)
+
+    @virtual
+    async def test_a_loss_while_a_finished_suspect_is_being_forgotten_blocks_no_key(self) -> None:
+        adapter = FakeAdapter(marks=False, counts=True)
+        async with Rig(adapter=adapter) as rig:
+            adapter.tallies[self.name_of_s()] = 1
+            forgetting = asyncio.Event()
+            subscription = adapter.subscription
+            assert isinstance(subscription, CountingSubscription)
+            tally = subscription.tally
+
+            async def slow(changes: Sequence[tuple[str, int]]) -> Sequence[int | SettleError]:
+                if changes[0][1] == -1 and adapter.tallies[self.name_of_s()] == 1:
+                    forgetting.set()
+                    await asyncio.sleep(60)
+                return await tally(changes)
+
+            subscription.tally = slow  # type: ignore[method-assign]
+            adapter.put(event_message("s", "k"), arrivals=2)
+            await forgetting.wait()
+            await subscription.lose(list(subscription.out))
+            adapter.queue.clear()
+            adapter.put(event_message("next", "k"))
+            await until(lambda: "next" in rig.ended, within=30)
 
     @virtual
     async def test_a_drain_takes_the_count_back_once(self) -> None:
