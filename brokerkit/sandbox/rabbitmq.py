@@ -17,6 +17,12 @@ from brokerkit.sandbox.tools import Tools
 __all__ = ["RabbitMQ"]
 
 _HOME: Final = Path("/usr/lib/rabbitmq")
+_ADVANCED: Final = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 5000}]}].\n"
+"""
+How long an expired message of a retry queue that could not be delivered waits for its next try, in milliseconds. The server's
+own three minutes make a delayed retry that late when it falls due while the server starts.
+"""
+
 _PLUGINS: Final = "[rabbitmq_management,rabbitmq_consistent_hash_exchange].\n"
 _ERLANG: Final = "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}"
 """Two schedulers that do not spin, and no port of the distribution beyond loopback."""
@@ -72,13 +78,15 @@ class RabbitMQ:
         lines |= site.settings
         config = site.folder / "rabbitmq.conf"
         config.write_text("".join(f"{name} = {value}\n" for name, value in lines.items()), "utf-8")
+        advanced = site.folder / "advanced.config"
+        advanced.write_text(_ADVANCED, "ascii")
         mapper = str(site.ports["mapper"])
         environment = {
             "HOME": str(site.folder),
             "RABBITMQ_NODENAME": "brokerkit@localhost",
             "RABBITMQ_CONFIG_FILE": str(config),
             "RABBITMQ_CONF_ENV_FILE": str(site.folder / "none.conf"),
-            "RABBITMQ_ADVANCED_CONFIG_FILE": str(site.folder / "none.config"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(advanced),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(site.folder / "enabled_plugins"),
             "RABBITMQ_MNESIA_BASE": str(site.data),
             "RABBITMQ_LOG_BASE": str(site.folder),

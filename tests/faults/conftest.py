@@ -21,6 +21,9 @@ BROKERS: Final = os.environ.get("FAULT_BROKERS", "sqlite kafka rabbitmq nats sqs
 """Which brokers these tests are about; a run in parts takes them one by one."""
 
 SERVERS: Final = tuple(name for name in ("kafka", "rabbitmq", "nats", "sqs") if name in BROKERS)
+RESTARTS: Final = LONG or os.environ.get("FAULT_RESTARTS") == "1"
+"""Whether restarts and freezes under load are run: always in the long form, and in the short one if asked for."""
+
 OUTAGE: Final = 5.0
 """Seconds."""
 
@@ -36,13 +39,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     Leave out what is about none of the brokers that were asked for, instead of skipping it.
 
+    And, but for `make faults`, restarts and freezes under load: they take minutes, and the suites restart each broker too.
+
     And restarts of ElasticMQ: ended and started again, it has forgotten messages that it had confirmed (9 of 302 with plain
     botocore). It is stopped for some seconds instead.
     """
     out = [
         item
         for item in items
-        if "NOTSET" in item.name or ("SIG" in item.name and ("sqs" in item.name) != ("SIGSTOP" in item.name))
+        if "NOTSET" in item.name
+        or ("SIG" in item.name and ("sqs" in item.name) != ("SIGSTOP" in item.name))
+        or ("test_r" in item.name and not RESTARTS)
     ]
     if out:
         config.hook.pytest_deselected(items=out)
