@@ -14,7 +14,7 @@ from tests.servers import RealServer
 class KafkaHarness:
     """Short sessions, and a drain that a test can wait for."""
 
-    patience = 20.0
+    patience = 60.0
 
     def __init__(self, url: str) -> None:
         self.url = f"{url}?session=2&drain=4&partitions=2"
@@ -29,7 +29,7 @@ class KafkaHarness:
 class RestartingHarness(KafkaHarness):
     """The same on a server that may be restarted; other processes only get the URL."""
 
-    patience = 40.0
+    patience = 60.0
 
     def __init__(self, url: str, server: Server) -> None:
         super().__init__(url)

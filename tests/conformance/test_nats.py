@@ -14,7 +14,7 @@ from tests.servers import RealServer
 class NatsHarness:
     """A lease that is short enough to wait for, and long enough for a busy machine."""
 
-    patience = 15.0
+    patience = 60.0
 
     def __init__(self, url: str) -> None:
         self.url = f"{url}?lease=2"
@@ -29,7 +29,7 @@ class NatsHarness:
 class RestartingHarness(NatsHarness):
     """The same on a server that may be restarted; other processes only get the URL."""
 
-    patience = 30.0
+    patience = 60.0
 
     def __init__(self, url: str, server: Server) -> None:
         super().__init__(url)

@@ -14,7 +14,7 @@ from tests.servers import RealServer
 class RabbitHarness:
     """A heartbeat of a second makes a lease of three."""
 
-    patience = 15.0
+    patience = 60.0
 
     def __init__(self, url: str) -> None:
         self.url = f"{url}?heartbeat=1&max_message=200000&partitions=4"
@@ -29,7 +29,7 @@ class RabbitHarness:
 class RestartingHarness(RabbitHarness):
     """The same on a server that may be restarted; other processes only get the URL."""
 
-    patience = 40.0
+    patience = 60.0
 
     def __init__(self, url: str, server: Server) -> None:
         super().__init__(url)

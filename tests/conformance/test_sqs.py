@@ -14,7 +14,7 @@ from tests.servers import RealServer
 class SqsHarness:
     """A lease and polls that are short enough to wait for."""
 
-    patience = 20.0
+    patience = 60.0
 
     def __init__(self, url: str, options: str = "") -> None:
         self.url = f"{url}?lease=3&poll=1&groups_age=0.05&max_message=200000{options}"
@@ -29,7 +29,7 @@ class SqsHarness:
 class RestartingHarness(SqsHarness):
     """The same on a server that may be restarted; other processes only get the URL."""
 
-    patience = 40.0
+    patience = 60.0
 
     def __init__(self, url: str, server: Server) -> None:
         super().__init__(url)

@@ -15,7 +15,7 @@ from brokerkit.testing.conformance.member import Member, join
 from tests.servers import RealServer
 
 OPTIONS = "lease=2&poll=1&groups_age=0.05"
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 Connect = Callable[..., Awaitable[SqsAdapter]]
 
