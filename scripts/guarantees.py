@@ -70,7 +70,7 @@ def of_the_tests(broker: str, folder: Path) -> dict[str, Any] | None:
     ]
     figures = report["figures"].get(SUITES[broker], {})
     box = Sandbox(folder)
-    url = f"{broker}://{folder / 'broker.db'}" if broker == "sqlite" else f"{broker}://guarantees"
+    url = f"sqlite:///{folder / 'broker.db'}" if broker == "sqlite" else f"{broker}://guarantees"
     if broker not in {"memory", "sqlite"}:
         url = box.up(broker, ephemeral=True).url
     try:
