@@ -151,7 +151,7 @@ class Attempts:
 
         async with bench.consuming(bus), bench.acting("other", Plan(channel=channel, group="other")):
             waits = [Deed(n=0).outgoing("waits") for _ in range(2)]
-            await bench.publish(channel, [_named(waits[0], "1.0"), _named(waits[1], "0.8")])
+            await bench.publish(channel, [_named(waits[0], "3.0"), _named(waits[1], "2.4")])
             await bench.log.count(1, "failed")
             await bench.publish(channel, [Deed(n=n).outgoing(f"k{n}") for n in range(50)])
             await bench.log.all_of({str(n) for n in range(50)}, "begin", who="bus")
@@ -169,7 +169,7 @@ class Attempts:
             (note.id, note.attempt) for note in bench.log.of("begin", who="bus") if note.key == "waits"
         ]
         if order == "key":
-            assert order_of_waits == [("1.0", 1), ("1.0", 2), ("0.8", 1), ("0.8", 2)]
+            assert order_of_waits == [("3.0", 1), ("3.0", 2), ("2.4", 1), ("2.4", 2)]
 
     async def test_what_one_group_retries_the_other_sees_once(self, bench: BusBench) -> None:
         channel = bench.name()
