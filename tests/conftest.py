@@ -15,7 +15,7 @@ from tests.servers import Certificates, Park, RealServer, certificates_in
 
 @pytest.fixture(scope="session")
 def park() -> Iterator[Park]:
-    """All servers of this session."""
+    """All servers of this run of the tests."""
     park = Park()
     yield park
     park.close()

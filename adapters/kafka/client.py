@@ -147,7 +147,7 @@ class Producer(Protocol):
     async def enqueue(
         self, topic: str, value: bytes, key: bytes | None, headers: RawHeaders
     ) -> "asyncio.Future[Any]":
-        """Take a record and return its future, which never ends if this session is torn down."""
+        """Take a record and return its future, which never ends if this producer is torn down."""
         ...
 
     def outcome(self, future: "asyncio.Future[Any]", topic: str) -> tuple[Exception | None, float | None]:

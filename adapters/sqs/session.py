@@ -129,7 +129,7 @@ class AwsSession:
         return BotoTransport(waits, self._client("sqs", read=options.send_timeout, pool=_THREADS))
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Run something that blocks in a thread of this session."""
+        """Run something that blocks in a thread of its own."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def close(self) -> None:
