@@ -59,7 +59,10 @@ class ElasticMQ:
             "rest-stats.enabled": "false",
             "auto-create-queues.enabled": "false",
             "queues-storage": json.dumps({"enabled": True, "path": str(site.data / "queues.conf")}),
-            "messages-storage": json.dumps({"enabled": True, "uri": f"jdbc:h2:{site.data / 'messages'}"}),
+            # Without WRITE_DELAY=0, H2 writes up to half a second later, and a kill takes what was confirmed meanwhile.
+            "messages-storage": json.dumps(
+                {"enabled": True, "uri": f"jdbc:h2:{site.data / 'messages'};WRITE_DELAY=0"}
+            ),
             **site.settings,
         }
         config = site.folder / "elasticmq.conf"
