@@ -75,6 +75,7 @@ class RabbitAdapter:
         context = self._options.url.context()
         self._topology = Topology(dict(native or {}), max_unrouted=self._options.max_unrouted)
         self._publishing = Link(self._options, context, "brokerkit publishing")
+        self._signs = Link(self._options, context, "brokerkit signs")
         self._hub = Hub(Link(self._options, context, "brokerkit consuming"), self._options.heartbeat)
         self._publisher = Publisher(self._publishing)
         provisioner = Provisioner(self._options, context)
@@ -205,7 +206,7 @@ class RabbitAdapter:
         queues = await self._places.ready_to_consume(client, at, order)
         adopted = self._topology.adopted_queue(at) is not None
         subscription = RabbitSubscription(
-            at, order, on_lost, self._forwarder, prefetch=min(max(prefetch, 1), _MOST_PREFETCH)
+            at, order, on_lost, self._forwarder, self._signs, prefetch=min(max(prefetch, 1), _MOST_PREFETCH)
         )
         try:
             shared = order == "key" and at.place == "inlet" and len(queues) > 1
@@ -243,7 +244,7 @@ class RabbitAdapter:
             raise Closed(message)
 
     async def close(self) -> None:
-        """Close every subscription and the connections, within about 8 s even if the broker does not answer. Idempotent."""
+        """Close every subscription and the connections, within about 10 s even if the broker does not answer. Idempotent."""
         if self._closing is None:
             self._closed = True
             self._closing = asyncio.get_running_loop().create_task(self._leave())
@@ -251,4 +252,4 @@ class RabbitAdapter:
 
     async def _leave(self) -> None:
         await asyncio.gather(*(subscription.close() for subscription in self._subscriptions))
-        await asyncio.gather(self._hub.close(), self._publishing.close())
+        await asyncio.gather(self._hub.close(), self._publishing.close(), self._signs.close())

@@ -240,11 +240,19 @@ class Channel:
         frames may go between the client's own, and an ack depends on nothing that still waits there.
         """
         writer = self._transport.writer
-        if writer is None or writer.is_closing():
+        if writer is None or writer.is_closing() or not self._is_open():
             return False
         frames = [commands.Basic.Ack(delivery_tag=tag, multiple=multiple) for tag, multiple in acks]
         writer.write(b"".join(pamqp.frame.marshal(frame, self._raw.number) for frame in frames))
         return True
+
+    def _is_open(self) -> bool:
+        """
+        Whether the broker has this channel under its number still.
+
+        Some turns lie between its word that it has closed it and `closed`; a frame for it would end the connection then.
+        """
+        return self._raw.connection.channels.get(self._raw.number) is self._raw
 
     async def ask(self) -> None:
         """

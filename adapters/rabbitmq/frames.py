@@ -33,6 +33,8 @@ _SIZES = {
     "V": 0,
 }
 _LONG = "Sx"
+_DEEPEST = 50
+"""Tables and lists within each other; the client's own limit depends on how deep it stands itself."""
 _LAST_TIME = 253_402_300_799
 """The last second of the year 9999."""
 
@@ -105,6 +107,7 @@ class _Patch:
 
     def __init__(self, data: bytes) -> None:
         self._data: bytes | bytearray = data
+        self._depth = 0
 
     def done(self) -> bytes:
         """Return the bytes, the very same object if nothing had to be mended."""
@@ -144,11 +147,18 @@ class _Patch:
             raise IndexError
         return end
 
+    def _enter(self) -> None:
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise RecursionError
+
     def _table(self, offset: int) -> int:
+        self._enter()
         end = self._long(offset)
         offset += 4
         while offset < end:
             offset = self._value(self.short(offset))
+        self._depth -= 1
         return end
 
     def _value(self, offset: int) -> int:
@@ -162,10 +172,12 @@ class _Patch:
             return self._time(offset)
         if kind != "A":
             return offset + _SIZES[kind]
+        self._enter()
         end = self._long(offset)
         offset += 4
         while offset < end:
             offset = self._value(offset)
+        self._depth -= 1
         return end
 
     def _write(self, offset: int, data: bytes) -> None:

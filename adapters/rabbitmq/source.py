@@ -3,6 +3,7 @@ One queue as it is consumed: one channel, the deliveries that came by it, and wh
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from brokerkit.errors import BrokerkitError, SettleError, Stale, Unavailable
 from brokerkit.message import Address
 
 __all__ = ["Receipt", "Source", "count_of", "delivery_of"]
+
+_log = logging.getLogger(__name__)
 
 Taken = Callable[["Source", int, Raw], None]
 
@@ -61,6 +64,8 @@ class Source:
         self._channel = channel
         channel.closed.add_done_callback(lambda _: self._ended())
         await channel.consume(self.queue, self._arrived, self._cancelled, prefetch=prefetch)
+        if self.closed:  # meanwhile; whoever closed it may have found no channel yet
+            await channel.close()
 
     @property
     def alive(self) -> bool:
@@ -76,7 +81,16 @@ class Source:
     def _arrived(self, raw: Raw) -> None:
         if not (self.closed or self.lost):
             self.seen = True
-            self._taken(self, int(raw.delivery.delivery_tag), raw)
+            tag = int(raw.delivery.delivery_tag)
+            try:
+                self._taken(self, tag, raw)
+            except Exception:  # noqa: BLE001 - whatever a stranger can make of a header; nobody else would answer for the tag
+                # A tag that nobody knows is never acked, and no ack behind it is short any more.
+                _log.exception(
+                    "queue %s: a message is handed out without headers that cannot be read", self.queue
+                )
+                raw.header.properties.headers = None
+                self._taken(self, tag, raw)
 
     def _cancelled(self) -> None:
         """The broker has ended the consumer (its queue was deleted or has moved): what is out may still be acked."""
@@ -104,8 +118,8 @@ class Source:
     def finish(self, tags: Sequence[int]) -> bool:
         """Ack tags that were not acked before; False if the channel is gone."""
         channel = self._channel
-        if channel is None or self.lost or not channel.alive:
-            return False
+        if channel is None or self.lost or self.closed or not channel.alive:
+            return False  # behind the close of a channel an ack would end the whole connection
         return channel.ack(self._tags.finish(tags))
 
     async def ask(self) -> SettleError | None:
@@ -126,7 +140,7 @@ class Source:
         self.ready.clear()
         self.out.clear()
         self._cancel_timers()
-        if self._channel is not None and not self.lost:
+        if self._channel is not None and self._channel.alive and not self.lost:
             await self._channel.close()
 
 

@@ -14,6 +14,7 @@ from brokerkit.adapters.rabbitmq.balancer import Balancer
 from brokerkit.adapters.rabbitmq.client import Client, Raw
 from brokerkit.adapters.rabbitmq.forwarder import Forwarder
 from brokerkit.adapters.rabbitmq.ladder import read_wait, step
+from brokerkit.adapters.rabbitmq.link import Link
 from brokerkit.adapters.rabbitmq.presence import Presence
 from brokerkit.adapters.rabbitmq.pulse import Pulse
 from brokerkit.adapters.rabbitmq.source import Receipt, Source, count_of, delivery_of
@@ -28,20 +29,21 @@ __all__ = ["RabbitSubscription"]
 
 _log = logging.getLogger(__name__)
 
-_FORWARDS = 2.0
-"""Seconds that closing waits for copies that are on their way to the next rung."""
+_FORWARDS = 4.0
+"""Seconds that closing waits for copies that are on their way to the next rung: what is cut off there is sent on twice."""
 
 
 class RabbitSubscription:
     """A place in one channel for one group: one source for each queue that belongs to it; also `Holds` and `Tallies`."""
 
     def __init__(
-        self, at: Address, order: Order, on_lost: OnLost, forwarder: Forwarder, *, prefetch: int
+        self, at: Address, order: Order, on_lost: OnLost, forwarder: Forwarder, signs: Link, *, prefetch: int
     ) -> None:
         self._at = at
         self._order: Order = order
         self._on_lost = on_lost
         self._forwarder = forwarder
+        self._signs = signs
         self._prefetch = prefetch
         self._channel = Address(at.channel)
         self._back = names.return_exchange(at.channel, at.group or "")
@@ -53,7 +55,7 @@ class RabbitSubscription:
         self._changed = asyncio.Event()
         self._failure: ConnectionLost | None = None
         self._turn = 0
-        self._tallies = Tallies(at, lambda: self._client)
+        self._tallies = Tallies(at, signs)
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
@@ -74,9 +76,9 @@ class RabbitSubscription:
         if beat is not None:
             exchange = names.members_exchange(self._at.channel, self._at.group or "")
             balancer = Balancer(self._sources, self._requeue, self._start)
-            balancer.presence = Presence(exchange, beat, self._review)
+            balancer.presence = Presence(exchange, beat, self._review, self._signs)
             self._balancer = balancer
-            await balancer.presence.open(client)
+            await balancer.presence.open()
 
     def _review(self) -> None:
         if self._balancer is not None and not self._closed:
@@ -102,6 +104,9 @@ class RabbitSubscription:
             await source.open(client, self._prefetch)
         except BaseException:
             self._sources.remove(source)
+            await (
+                source.close()
+            )  # cut off, it may consume already: an orphan would keep the queue from everybody
             raise
 
     # -- receiving
@@ -194,7 +199,9 @@ class RabbitSubscription:
         """Send a copy to its next rung and ack this one when that is confirmed."""
         source.forwards += 1
         try:
-            if await self._forwarder.forward(self._at, raw, rung, remains, until=lambda: source.lost):
+            # once we are leaving none is begun: the original goes back and is sent on by whoever gets it
+            until = lambda: source.lost or self._closed  # noqa: E731
+            if await self._forwarder.forward(self._at, raw, rung, remains, until=until):
                 source.finish([tag])
         finally:
             source.forwards -= 1
@@ -206,8 +213,8 @@ class RabbitSubscription:
 
     async def settle(self, settled: Sequence[Settled]) -> Sequence[SettleError | None]:
         """End some deliveries; an ack is written, in order, when this returns None for it: no broker confirms acks."""
-        if self._pulse is not None and self._pulse.doubtful:
-            await self._pulse.sure()
+        if self._pulse is not None and self._pulse.doubtful and not await self._pulse.sure():
+            return [Stale(f"{self._at}: the connection was lost")] * len(settled)
         outcomes: list[SettleError | None] = [None] * len(settled)
         acks: dict[int, tuple[Source, list[int], list[int]]] = {}
         for index, (delivery, settlement) in enumerate(settled):
@@ -300,7 +307,11 @@ class RabbitSubscription:
     # -- leaving
 
     async def close(self) -> None:
-        """Leave within about 5 s: what is unsettled goes back to the head of its queue, in order. Idempotent."""
+        """
+        Leave at once, or within about 7 s from a broker that is slow; idempotent.
+
+        What is unsettled goes back to the head of its queue, in order.
+        """
         if self._closing is None:
             self._closed = True
             self._changed.set()
@@ -318,13 +329,14 @@ class RabbitSubscription:
                     await self._changed.wait()
             except TimeoutError:
                 break
-        if self._balancer is not None and self._balancer.presence is not None:
-            await self._balancer.presence.close()
-        await asyncio.gather(*(source.close() for source in self._sources))
-        for task in self._tasks:
+        presence = None if self._balancer is None else self._balancer.presence
+        signs = [each.close() for each in (presence, self._tallies) if each is not None]
+        await asyncio.gather(*signs, *(source.close() for source in self._sources))
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=1.0)
+        if tasks:
+            await asyncio.wait(tasks, timeout=3.0)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)

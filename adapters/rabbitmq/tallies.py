@@ -3,9 +3,10 @@ Counts of a group, by name: each is the length of a queue that exists while the 
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from brokerkit.adapters.rabbitmq.client import Channel, Client
+from brokerkit.adapters.rabbitmq.client import Channel
+from brokerkit.adapters.rabbitmq.link import Link
 from brokerkit.adapters.rabbitmq.names import tally_queue
 from brokerkit.errors import BrokerkitError, NotFound, SettleError, Unavailable
 from brokerkit.message import Address
@@ -18,14 +19,15 @@ _ARGUMENTS = {"x-queue-type": "quorum", "x-expires": _KEPT}
 
 class Tallies:
     """
-    The counts of one group, by the connection that `client` gives.
+    The counts of one group, on the connection of a link.
 
-    Asked for on a channel of their own: the broker answers a question for a queue that is not there by closing it.
+    Not the one by which is consumed: in an alarm the broker stops reading a connection that publishes, acks included. Asked
+    for on a channel of their own: the broker answers a question for a queue that is not there by closing it.
     """
 
-    def __init__(self, at: Address, client: Callable[[], Client | None]) -> None:
+    def __init__(self, at: Address, link: Link) -> None:
         self._at = at
-        self._client = client
+        self._link = link
         self._channel: Channel | None = None
         self._lock = asyncio.Lock()
 
@@ -39,7 +41,7 @@ class Tallies:
                         await self._change(tally_queue(self._at.channel, self._at.group or "", name), change)
                     )
                 except BrokerkitError as error:
-                    self._channel = None
+                    await self._drop()
                     counts.append(Unavailable(f"a count could not be kept: {error}"))
         return counts
 
@@ -63,14 +65,19 @@ class Tallies:
         try:
             return await channel.declare_queue(queue, passive=True)
         except NotFound:
-            self._channel = None
+            self._channel = None  # the broker has closed it
             return 0
 
     async def _open(self) -> Channel:
         if self._channel is None or not self._channel.alive:
-            client = self._client()
-            if client is None:
-                message = "the subscription is not connected"
-                raise Unavailable(message)
-            self._channel = await client.channel(confirms=True)
+            self._channel = await (await self._link.client()).channel(confirms=True)
         return self._channel
+
+    async def _drop(self) -> None:
+        channel, self._channel = self._channel, None
+        if channel is not None and channel.alive:
+            await channel.close()
+
+    async def close(self) -> None:
+        """Give the channel back, within about 2 s."""
+        await self._drop()

@@ -198,4 +198,7 @@ def _check_room(table: Mapping[str, str]) -> None:
 
 def _as_text(value: object) -> str:
     """Return a foreign header value (a number, a table, a time) as text."""
-    return json.dumps(value, default=str, ensure_ascii=False)
+    try:
+        return json.dumps(value, default=str, ensure_ascii=False)
+    except RecursionError:
+        return ""

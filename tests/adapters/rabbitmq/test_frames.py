@@ -13,7 +13,7 @@ from pamqp import body, commands, header
 
 from brokerkit.adapters.rabbitmq.frames import mended
 from brokerkit.message import Address, Message
-from tests.adapters.rabbitmq.broker import Adapters, fresh, inlet, join, raw_channel, sure
+from tests.adapters.rabbitmq.broker import Adapters, fresh, inlet, join, raw_channel, raw_publish, sure
 from tests.servers import RealServer
 
 FILLER = "zzzz"
@@ -62,6 +62,18 @@ def test_a_time_beyond_all_years_is_the_beginning_of_time() -> None:
     assert (found.timestamp.year, found.headers["when"].year) == (1970, 1970)
 
 
+@pytest.mark.parametrize("depth", [49, 51, 300, 3000])
+def test_tables_nested_deeper_than_the_client_can_read_are_left_out(depth: int) -> None:
+    table = b""
+    for _ in range(depth):
+        table = b"\x01a" + b"F" + struct.pack(">I", len(table)) + table
+    rest = struct.pack(">HHQH", 60, 0, 1, 0x2000) + struct.pack(">I", len(table)) + table + b"\xce"
+    frame = struct.pack(">BHI", 2, 1, len(rest) - 1) + mended(2, rest)
+    found = pamqp.frame.unmarshal(frame)[2]
+    assert isinstance(found, header.ContentHeader)
+    assert bool(found.properties.headers) == (depth < 50)
+
+
 @given(st.binary(min_size=14, max_size=60), st.sampled_from([1, 2, 3, 8]))
 def test_whatever_comes_the_length_stays_and_nothing_is_raised(rest: bytes, kind: int) -> None:
     assert len(mended(kind, rest)) == len(rest)
@@ -71,6 +83,23 @@ def test_whatever_comes_the_length_stays_and_nothing_is_raised(rest: bytes, kind
 def test_what_can_be_read_is_not_touched(headers: dict[str, Any]) -> None:
     frame = header_frame(headers=headers, content_type="text/plain", message_id="ü", delivery_mode=2)
     assert mended(frame[0], frame[7:]) is frame[7:] or mended(frame[0], frame[7:]) == frame[7:]
+
+
+@pytest.mark.parametrize("depth", [45, 90, 200])
+async def test_a_stranger_s_deep_table_stops_nobody(
+    adapters: Adapters, rabbitmq_server: RealServer, depth: int
+) -> None:
+    adapter = await adapters()
+    channel = fresh()
+    member = await join(adapter, inlet(channel))
+    deep: dict[str, Any] = {}
+    for _ in range(depth):
+        deep = {"a": deep}
+    async with raw_channel(rabbitmq_server.url) as raw:
+        await raw_publish(raw, channel, "any", b"deep", deep=deep)
+    await sure(adapter, Address(channel), [Message(body=b"next")])
+    assert {each.message.body for each in await member.take(2, ack=True)} == {b"deep", b"next"}
+    assert member.lost == []
 
 
 async def test_a_stranger_s_message_that_the_client_cannot_read_stops_nobody(
