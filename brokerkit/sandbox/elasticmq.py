@@ -16,6 +16,10 @@ __all__ = ["ElasticMQ"]
 
 VERSION: Final = "1.7.1"
 
+# By default H2 writes up to half a second later, and closes at SIGTERM before ElasticMQ takes its last requests: in both
+# cases messages are lost that were confirmed.
+_DURABLE: Final = "WRITE_DELAY=0;DB_CLOSE_ON_EXIT=FALSE"
+
 _JARS: Final = (f"org.elasticmq:elasticmq-server_2.13:{VERSION}",)
 _MEMORY: Final = ("-Xms64m", "-Xmx256m", "-XX:+UseSerialGC")
 
@@ -59,9 +63,8 @@ class ElasticMQ:
             "rest-stats.enabled": "false",
             "auto-create-queues.enabled": "false",
             "queues-storage": json.dumps({"enabled": True, "path": str(site.data / "queues.conf")}),
-            # Without WRITE_DELAY=0, H2 writes up to half a second later, and a kill takes what was confirmed meanwhile.
             "messages-storage": json.dumps(
-                {"enabled": True, "uri": f"jdbc:h2:{site.data / 'messages'};WRITE_DELAY=0"}
+                {"enabled": True, "uri": f"jdbc:h2:{site.data / 'messages'};{_DURABLE}"}
             ),
             **site.settings,
         }

@@ -40,17 +40,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     Leave out what is about none of the brokers that were asked for, instead of skipping it.
 
     And, but for `make faults`, restarts and freezes under load: they take minutes, and the suites restart each broker too.
-
-    And restarts of ElasticMQ: ended and started again, it has forgotten messages that it had confirmed (9 of 302 with plain
-    botocore). It is stopped for some seconds instead.
     """
-    out = [
-        item
-        for item in items
-        if "NOTSET" in item.name
-        or ("SIG" in item.name and ("sqs" in item.name) != ("SIGSTOP" in item.name))
-        or ("test_r" in item.name and not RESTARTS)
-    ]
+    out = [item for item in items if "NOTSET" in item.name or ("test_r" in item.name and not RESTARTS)]
     if out:
         config.hook.pytest_deselected(items=out)
         items[:] = [item for item in items if item not in out]
