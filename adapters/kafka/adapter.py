@@ -293,15 +293,18 @@ class KafkaAdapter:
         """
         Make a group exist: write down where it begins, before anybody reads.
 
-        The broker refuses this while the group has members; then one of them has done it.
+        The broker refuses this while the group has members; then one of them has done it. One that has come and gone meanwhile
+        has done it as well, so it is asked again just before: what it has written must not be overwritten.
         """
         group = self._names.group(at)
         topic = self._plan.of(at)[-1]
-        if any(place[0] == topic for place in await self._admin.committed(group)):
+        if await self._is_founded(group, topic):
             return
         places = [(topic, index) for index in range(self._topics.partitions(topic))]
         where = self._admin.ends if start == "latest" and at.place != "dead" else self._admin.beginnings
         offsets = await where(places)
+        if await self._is_founded(group, topic):
+            return
         await self._admin.found(
             group,
             {
@@ -309,6 +312,9 @@ class KafkaAdapter:
                 for place, offset in offsets.items()
             },
         )
+
+    async def _is_founded(self, group: str, topic: str) -> bool:
+        return any(place[0] == topic for place in await self._admin.committed(group))
 
     async def _has_reader(self, channel: str) -> bool:
         """Say whether some group of ours, or any that was adopted, reads a channel; remembered for a while."""

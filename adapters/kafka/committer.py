@@ -22,16 +22,23 @@ class Committer:
     Writes where the partitions of one assignment stand.
 
     buffered: returns the ids of what is read and not handed out. on_fenced: told when the group has gone on without us.
+    on_broken: told of an error that nobody foresaw; nothing more is committed by itself then.
     generation: the one that the present assignment belongs to; no commit carries another one.
     """
 
     def __init__(
-        self, consumer: Consumer, *, buffered: Callable[[], set[int]], on_fenced: Callable[[], None]
+        self,
+        consumer: Consumer,
+        *,
+        buffered: Callable[[], set[int]],
+        on_fenced: Callable[[], None],
+        on_broken: Callable[[Exception], None],
     ) -> None:
         self.generation = -1
         self._consumer = consumer
         self._buffered = buffered
         self._on_fenced = on_fenced
+        self._on_broken = on_broken
         self._dirty: dict[Partition, None] = {}
         self._lock = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
@@ -97,6 +104,9 @@ class Committer:
         except Transient as error:
             self._backoff = min(max(self._backoff * 2, _BACKOFF), _LONGEST)
             _log.warning("offsets could not be committed, they are kept and tried again: %s", error)
+        except Exception as error:  # noqa: BLE001 - it is told, and not by a task that nobody asks
+            self._dirty.clear()
+            self._on_broken(error)
         finally:
             self._task = None
         if self._dirty and self._timer is None:

@@ -25,7 +25,8 @@ class Partition:
 
     wait: seconds of its rung, 0 for the inlet, None where nothing waits. hold: how many may be held in memory before it is
     paused. open: what was read and is not finished, by offset. next: the offset after the last one read. live: whether it is
-    still ours. draining: nothing of it is handed out any more. adopted: whether its note was read.
+    still ours. draining: nothing of it is handed out any more. adopted: whether its note was read. begun: whether it is written
+    that we are at work; nothing is read before.
     mapped: up to where the last note could say which offsets are finished.
     """
 
@@ -37,6 +38,7 @@ class Partition:
         "_zone",
         "address",
         "adopted",
+        "begun",
         "draining",
         "held",
         "hold",
@@ -70,6 +72,7 @@ class Partition:
         self.live = True
         self.draining = False
         self.adopted = False
+        self.begun = False
         self.paused = True
         self.plain = True
         self.unordered = False
@@ -108,11 +111,18 @@ class Partition:
             self._zone = min(note.upto + slack, end)
         self.plain = max(self._horizon, self._zone) <= head and not self.marks
 
+    def forget_notes(self) -> None:
+        """The log is another one from here on: what is known of its offsets says nothing any more."""
+        self.unordered = True
+        self._horizon = self._zone = self._head
+        self._before.clear()
+        self.marks.clear()
+
     @property
     def head(self) -> int:
         """Where the commit stands: at the first that is not finished."""
         if self.unordered:
-            return min(self.open, default=self.next)
+            return min(self._unfinished(), default=self.next)
         return next(iter(self.open), self.next)
 
     @property
@@ -136,6 +146,9 @@ class Partition:
     def read_upto(self, offset: int) -> None:
         """Note that everything below this offset was read."""
         self.next = offset
+        if self.marks:
+            head = self.head  # what retention has deleted is marked no more
+            self.marks = {place: mark for place, mark in self.marks.items() if place >= head}
         if not self.plain and offset >= max(self._horizon, self._zone) and not self.marks:
             self.plain = True
             self._before.clear()
@@ -184,15 +197,19 @@ class Partition:
         """Return what was handed out and is open."""
         return [delivery for delivery in self.open.values() if id(delivery) not in buffered]
 
+    def _unfinished(self) -> Iterable[int]:
+        """Return the open offsets in order. Of a log that was cut there may be some beyond what was read of the new one."""
+        return sorted(offset for offset in self.open if offset < self.next) if self.unordered else self.open
+
     def _runs(self, head: int, buffered: Container[int], *, drained: bool) -> list[Run]:
-        count = len(self.open)
         if not self._special and not drained:
-            if count == self.next - head:
+            count = len(self.open)
+            if count == self.next - head and not self.unordered:
                 return [Run(head, count, *_FRESH)] if count else []
-            return _runs_of(sorted(self.open) if self.unordered else self.open)
+            return _runs_of(self._unfinished())
         runs: list[Run] = []
         fresh = True
-        for offset in sorted(self.open) if self.unordered else self.open:
+        for offset in self._unfinished():
             delivery = self.open[offset]
             arrivals, returns = delivery.arrivals or 1, delivery.returns
             fresh = fresh and (arrivals, returns) == _FRESH

@@ -30,6 +30,7 @@ _BATCH = 500
 _POLL = 1.0
 _JOIN = 2.0
 _LAST_COMMIT = 3.0
+_LAST_HOP = 1.0
 _LEAVE = 2.0
 _BACKOFF = 0.1
 _DOUBT = 0.8
@@ -84,7 +85,14 @@ class KafkaSubscription:
         self._adoption: asyncio.Task[None] | None = None
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
-        self._committer = Committer(consumer, buffered=self._buffered, on_fenced=self._fenced)
+        self._failing: asyncio.Task[None] | None = None
+        self._withdrawn: set[int] = set()
+        self._committer = Committer(
+            consumer,
+            buffered=self._buffered,
+            on_fenced=self._fenced,
+            on_broken=lambda error: self._broken("committing", error),
+        )
         self._shelf = Shelf(clock, hop=hop, on_due=self._due, on_left=self._left)
 
     # -- the boundary
@@ -110,9 +118,10 @@ class KafkaSubscription:
                 if self._consumer.generation != self._committer.generation:
                     self._fenced()
                     continue
-                if self._is_doubtful() and await self._ask() is not None:
-                    await asyncio.sleep(_BACKOFF)
-                    continue
+                if self._is_doubtful():
+                    if await self._ask() is not None:
+                        await asyncio.sleep(_BACKOFF)
+                    continue  # what was ready may have been withdrawn meanwhile
                 return self._hand_out(limit)
             if self._failure is not None:
                 raise self._failure
@@ -235,15 +244,16 @@ class KafkaSubscription:
             begin = self._loop.time()
             await self._tell_lost(handed, 0.0 if lost else self._options.drain)
             if not lost:
-                await self._shelf.settled(self._options.drain - (self._loop.time() - begin))
-                await self._last_commit(parts)
+                left = self._options.drain - (self._loop.time() - begin)
+                await self._shelf.settled(max(left, _LAST_HOP))
+                await self._last_commit(parts, _LAST_COMMIT)
         finally:
             self._fence(parts)
-            self._parts = {}
+            self._forget_parts()
 
     def _withdraw(self, parts: Sequence[Partition]) -> list[Delivery]:
         """Hand nothing more of these out, forget what is read, and return what was handed out."""
-        buffered = self._buffered()
+        buffered = self._withdrawn = self._buffered()
         for part in parts:
             part.draining = True
         gone = set(map(id, parts))
@@ -262,8 +272,12 @@ class KafkaSubscription:
         except Exception:  # noqa: BLE001 - the engine's trouble must not keep the group from going on
             _log.exception("%s: on_lost failed; its partitions go all the same", self._name)
 
-    async def _last_commit(self, parts: Sequence[Partition]) -> None:
-        end = self._loop.time() + _LAST_COMMIT
+    def _forget_parts(self) -> None:
+        self._parts = {}
+        self._withdrawn = set()
+
+    async def _last_commit(self, parts: Sequence[Partition], seconds: float) -> None:
+        end = self._loop.time() + seconds
         while True:
             try:
                 async with asyncio.timeout_at(end):
@@ -277,6 +291,9 @@ class KafkaSubscription:
                     )
                     return
                 await asyncio.sleep(_BACKOFF)
+            except Exception:  # noqa: BLE001 - we leave all the same
+                _log.exception("%s: the last commit failed; what was done comes again", self._name)
+                return
             else:
                 return
 
@@ -293,9 +310,13 @@ class KafkaSubscription:
                 _log.warning("%s: the notes of its partitions cannot be read: %s", self._name, error)
                 await asyncio.sleep(backoff)
                 backoff = min(backoff * 2, 2.0)
+            except Exception as error:  # noqa: BLE001 - partitions that nobody reads are an outage
+                self._broken("taking over its partitions", error)
+                return
             else:
                 break
         for part in parts:
+            part.begun = True
             self._apply(part)
         if not self._joined.done():
             self._joined.set_result(None)
@@ -341,15 +362,23 @@ class KafkaSubscription:
         except BrokerkitError as error:
             await self._fail(error)
         except Exception as error:  # noqa: BLE001 - a reader that dies in silence is an outage
-            _log.exception("%s: reading failed", self._name)
-            await self._fail(ConnectionLost(f"{self._name}: reading failed: {error!r}"))
+            self._broken("reading", error)
+
+    def _broken(self, what: str, error: Exception) -> None:
+        """Something that nobody foresaw has ended a task: say so, and let the engine subscribe again."""
+        _log.error("%s: %s failed", self._name, what, exc_info=error)
+        for task in self._tasks:
+            task.cancel()
+        failure = ConnectionLost(f"{self._name}: {what} failed: {error!r}")
+        failure.__cause__ = error
+        self._failing = self._loop.create_task(self._fail(failure), name=f"brokerkit {self._name} failing")
 
     async def _fail(self, error: BrokerkitError) -> None:
         """Give up: fence, tell the engine, and then raise in `receive`."""
         parts = list(self._parts.values())
         handed = self._withdraw(parts)
         self._fence(parts)
-        self._parts = {}
+        self._forget_parts()
         await self._tell_lost(handed, 0.0)
         self._failure = error
         if not self._joined.done():
@@ -398,8 +427,8 @@ class KafkaSubscription:
         careful: list[Partition] = []
         for place, records in batch.items():
             part = self._parts.get(place)
-            if part is None or part.draining or not part.adopted:
-                _log.info("%s: records of %s before its note was read; read again", self._name, place)
+            if part is None or part.draining or not part.begun:
+                _log.info("%s: records of %s before it was taken over; read again", self._name, place)
                 self._consumer.seek(place, records[0].offset)
                 continue
             if part.careful:
@@ -435,7 +464,7 @@ class KafkaSubscription:
             _log.warning(
                 "%s: the log of %s was cut; it is read from %d on", self._name, part.name, records[0].offset
             )
-            part.unordered = True
+            part.forget_notes()
         for record in records:
             offset = record.offset
             known = part.known(offset)
@@ -518,6 +547,7 @@ class KafkaSubscription:
         )
         part.replace(offset, again)
         if part.draining:
+            self._withdrawn.add(id(again))  # it is not handed out before the next owner does
             return None
         if seconds > 0:
             self._shelf.back(part, again, seconds)
@@ -529,7 +559,7 @@ class KafkaSubscription:
 
     def _buffered(self) -> set[int]:
         """Return the ids of what is read and not handed out."""
-        return self._shelf.ids() | set(map(id, self._ready))
+        return self._shelf.ids() | self._withdrawn | set(map(id, self._ready))
 
     def _apply_all(self) -> None:
         for part in self._parts.values():
@@ -540,7 +570,7 @@ class KafkaSubscription:
         if self._parts.get(part.tp) is not part or part.draining:
             return
         full = part.held >= part.hold or (part.paused and part.held > part.hold // 2)
-        paused = full or self._keeping or not part.adopted
+        paused = full or self._keeping or not part.begun
         if paused != part.paused:
             part.paused = paused
             (self._consumer.pause if paused else self._consumer.resume)([part.tp])
@@ -580,17 +610,20 @@ class KafkaSubscription:
         return None
 
     async def _leave(self) -> None:
+        if self._failing is not None:
+            self._tasks.append(self._failing)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._end_adoption()
+        begin = self._loop.time()
         parts = list(self._parts.values())
         self._withdraw(parts)
-        await self._shelf.settled(1.0)
+        await self._shelf.settled(_LAST_COMMIT)
         if self._consumer.generation >= 0 and any(part.live for part in parts):
-            await self._last_commit(parts)
+            await self._last_commit(parts, begin + _LAST_HOP + _LAST_COMMIT - self._loop.time())
         self._fence(parts)
-        self._parts = {}
+        self._forget_parts()
         self._shelf.close()
         await self._committer.close()
         await self._consumer.stop(_LEAVE)
