@@ -92,8 +92,8 @@ class SqsAdapter:
         Find endpoint and credentials, and make one call.
 
         Raises `Unauthorised` without valid credentials, `ConnectionLost` if the endpoint does not answer,
-        `ConfigurationError` for an untrusted certificate and a wrong configuration. A missing right to list queues is
-        no failure here: who only reads needs none.
+        `ConfigurationError` for an untrusted certificate and a wrong configuration, and `Closed` once `close` was called.
+        A missing right to list queues is no failure here: who only reads needs none.
         """
         if self._closed:
             raise self._not_open()
@@ -217,6 +217,8 @@ class SqsAdapter:
             raise lost(error, self._options.text) from error
 
     def _build(self, session: AwsSession) -> None:
+        if self._closed:
+            raise self._not_open()
         options = self._options
         plain = session.endpoint.count("/") <= 2  # noqa: PLR2004 - scheme://host, without a path: all that our signature covers
         if options.transport == "aiohttp" and plain:

@@ -28,6 +28,8 @@ class Desk:
     The way of subscriptions to the service.
 
     returns: polite returns that this process has made, by message id; the service counts them as arrivals, and says no more.
+    turn, renewals: what a call waits for, so that a thousand messages are not as many connections. Renewals have turns of
+    their own: a lease must not end because others stand in the queue.
     """
 
     def __init__(self, transport: Transport, queues: Queues, options: Options) -> None:
@@ -35,8 +37,9 @@ class Desk:
         self.options = options
         self.clock = BrokerClock()
         self.returns: OrderedDict[str, int] = OrderedDict()
+        self.turn = asyncio.Semaphore(_CALLS)
+        self.renewals = asyncio.Semaphore(_CALLS)
         self._transport = transport
-        self._gate = asyncio.Semaphore(_CALLS)
 
     async def call(
         self, operation: str, queue: Queue, arguments: Mapping[str, Any], timeout: float
@@ -52,18 +55,17 @@ class Desk:
     ) -> list[SettleError | None]:
         """Make calls of ten entries each, several at once, and return one outcome for each entry."""
         chunks = [entries[start : start + BATCH] for start in range(0, len(entries), BATCH)]
-        parts = await asyncio.gather(*(self.chunk(operation, queue, chunk, timeout) for chunk in chunks))
+        parts = await asyncio.gather(*(self._in_turn(operation, queue, chunk, timeout) for chunk in chunks))
         return [outcome for part in parts for outcome in part]
 
     async def chunk(
         self, operation: str, queue: Queue, entries: Sequence[dict[str, Any]], timeout: float
     ) -> list[SettleError | None]:
-        """Make one call of up to ten entries and return one outcome for each."""
+        """Make one call of up to ten entries, now, and return one outcome for each."""
         numbered = [{"Id": str(index), **entry} for index, entry in enumerate(entries)]
         what = f"{operation} at {queue.name}"
         try:
-            async with self._gate:
-                answer = await self.call(operation, queue, {"Entries": numbered}, timeout)
+            answer = await self.call(operation, queue, {"Entries": numbered}, timeout)
         except CallFailed as error:
             return [settle_error(error, what)] * len(entries)
         outcomes: list[SettleError | None] = [
@@ -74,6 +76,12 @@ class Desk:
         for each in answer.data.get("Failed") or ():
             outcomes[int(each["Id"])] = settle_error(each, what)
         return outcomes
+
+    async def _in_turn(
+        self, operation: str, queue: Queue, entries: Sequence[dict[str, Any]], timeout: float
+    ) -> list[SettleError | None]:
+        async with self.turn:
+            return await self.chunk(operation, queue, entries, timeout)
 
     def note_return(self, message_id: str) -> None:
         """Remember a polite return; the oldest are forgotten."""

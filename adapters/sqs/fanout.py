@@ -89,7 +89,7 @@ class Fanout:
             raised.__cause__ = error
             return [raised] * len(messages)
         outcomes: list[SendError | None] = [None] * len(messages)
-        waiting: list[tuple[int, list[asyncio.Future[SendError | None]]]] = []
+        waiting: list[tuple[int, list[tuple[Outbox, Parcel]]]] = []
         batch = Batch()
         for index, (message, delay) in enumerate(zip(messages, delays, strict=True)):
             entry = entry_of(message, delay)
@@ -98,11 +98,16 @@ class Fanout:
                 outcomes[index] = refused
             else:
                 waiting.append((index, [self._put(target, entry, delay, batch, until) for target in targets]))
+        loop = asyncio.get_running_loop()
+        end = loop.call_at(until, _give_up, [pair for _, pairs in waiting for pair in pairs])
         missing = False
-        for index, futures in waiting:
-            found = [await future for future in futures]
-            missing = missing or any(isinstance(outcome, NotFound) for outcome in found)
-            outcomes[index] = _joined(to, [_doubted(to, outcome) for outcome in found])
+        try:
+            for index, pairs in waiting:
+                found = [await parcel.done for _, parcel in pairs]
+                missing = missing or any(isinstance(outcome, NotFound) for outcome in found)
+                outcomes[index] = _joined(to, [_doubted(to, outcome) for outcome in found])
+        finally:
+            end.cancel()
         if missing:
             self._forget(to, targets)
         return outcomes
@@ -114,13 +119,14 @@ class Fanout:
 
     def _put(
         self, target: _Target, entry: Entry, delay: float, batch: Batch, until: float
-    ) -> asyncio.Future[SendError | None]:
+    ) -> tuple[Outbox, Parcel]:
         fields = entry.arguments(fifo=target.fifo, body=target.body)
         if delay > 0 and not target.fifo:
             fields["DelaySeconds"] = min(math.floor(delay), LONGEST_DELAY)
         done: asyncio.Future[SendError | None] = asyncio.get_running_loop().create_future()
-        target.outbox.put(Parcel(entry, fields, batch, done, until))
-        return done
+        parcel = Parcel(entry, fields, batch, done, until)
+        target.outbox.put(parcel)
+        return target.outbox, parcel
 
     async def _targets(self, to: Address, count: int, *, must_route: bool) -> Sequence[_Target]:
         if to.group is not None:
@@ -196,11 +202,9 @@ class Fanout:
             self._outboxes[queue.url] = outbox
         return _Target(queue.name, queue.fifo, queue.limit, outbox, queue=queue)
 
-    async def _post(self, queue: Queue, entries: list[dict[str, Any]]) -> dict[str, Any]:
+    async def _post(self, queue: Queue, entries: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
         arguments = {"QueueUrl": queue.url, "Entries": entries}
-        return (
-            await self._transport.call("SendMessageBatch", arguments, timeout=self._options.send_timeout)
-        ).data
+        return (await self._transport.call("SendMessageBatch", arguments, timeout=seconds)).data
 
     def _forget(self, to: Address, targets: Sequence[_Target]) -> None:
         """Look again before the next send: something that was there has been deleted."""
@@ -208,6 +212,11 @@ class Fanout:
         for target in targets:
             if target.queue is not None:
                 self._queues.forget(target.queue)
+
+
+def _give_up(sent: Sequence[tuple[Outbox, Parcel]]) -> None:
+    for outbox, parcel in sent:
+        outbox.give_up(parcel)
 
 
 def _too_large(to: Address, message: Message, entry: Entry, targets: Sequence[_Target]) -> TooLarge | None:

@@ -22,9 +22,10 @@ __all__ = ["Batch", "Outbox", "Parcel"]
 
 _BATCH = 10
 _CALLS = 8
+_LEAST = 0.05
 
-Post = Callable[[list[dict[str, Any]]], Awaitable[dict[str, Any]]]
-"""Makes the call for one batch; raises `CallFailed`."""
+Post = Callable[[list[dict[str, Any]], float], Awaitable[dict[str, Any]]]
+"""Makes the call for one batch within so many seconds; raises `CallFailed`."""
 
 
 @dataclass(slots=True)
@@ -36,13 +37,14 @@ class Batch:
 
 @dataclass(slots=True, eq=False)
 class Parcel:
-    """One message on its way to one queue."""
+    """One message on its way to one queue. until: the loop's time for its answer. sent: it is in a call."""
 
     entry: Entry
     fields: dict[str, Any]
     batch: Batch
     done: asyncio.Future[SendError | None]
     until: float
+    sent: bool = False
 
 
 class Outbox:
@@ -63,6 +65,14 @@ class Outbox:
         self._lanes[lane].append(parcel)
         # After the caller's other messages have been put too: they belong in the same batch.
         asyncio.get_running_loop().call_soon(self._go, lane)
+
+    def give_up(self, parcel: Parcel) -> None:
+        """Answer one whose time is over, as far as it is known what has become of it."""
+        if parcel.sent:
+            late = CallFailed("no answer in time", code="timeout", sent=True)
+            _answer(parcel, send_error(late, self._what))
+        else:
+            _answer(parcel, _too_late(self._what))
 
     def drop(self, error: SendError) -> None:
         """Answer what has not been sent yet."""
@@ -94,18 +104,21 @@ class Outbox:
             if parcel.done.done():
                 continue
             if now > parcel.until:
-                _answer(parcel, ConnectionLost(f"{self._what}: it could not be sent in time"))
+                _answer(parcel, _too_late(self._what))
             elif self._fifo and parcel.entry.lane in parcel.batch.failed:
                 _answer(parcel, _not_sent(self._what))
             else:
+                parcel.sent = True
                 parcels.append(parcel)
                 size += parcel.entry.size
         return parcels
 
     async def _send(self, lane: int, parcels: Sequence[Parcel]) -> None:
         entries = [{"Id": str(index), **parcel.fields} for index, parcel in enumerate(parcels)]
+        # as long as the youngest may wait; who cannot wait so long gives up alone
+        seconds = max(parcel.until for parcel in parcels) - asyncio.get_running_loop().time()
         try:
-            answer = await self._post(entries)
+            answer = await self._post(entries, max(seconds, _LEAST))
             failed = {int(each["Id"]): entry_error(each, self._what) for each in answer.get("Failed") or ()}
             stored = {int(each["Id"]) for each in answer.get("Successful") or ()}
             unsaid = send_error(
@@ -129,6 +142,10 @@ class Outbox:
 def _answer(parcel: Parcel, outcome: SendError | None) -> None:
     if not parcel.done.done():
         parcel.done.set_result(outcome)
+
+
+def _too_late(what: str) -> SendError:
+    return ConnectionLost(f"{what}: it could not be sent in time")
 
 
 def _not_sent(what: str) -> SendError:

@@ -126,7 +126,7 @@ class AwsSession:
         """Return botocore as the transport of the frequent calls too."""
         options = self._options
         waits = self._client("sqs", read=options.poll + options.send_timeout, pool=options.polls * 4)
-        return BotoTransport(waits, self._client("sqs", read=options.send_timeout, pool=_THREADS))
+        return BotoTransport(waits, self._client("sqs", read=options.send_timeout, pool=_THREADS * 2))
 
     async def run(self, work: Callable[[], T]) -> T:
         """Run something that blocks in a thread of its own."""
@@ -204,8 +204,9 @@ class AwsSession:
 
     async def _refresh(self) -> None:
         try:
-            await asyncio.shield(self._refreshing or self._start_refresh())
-        except (BotoCoreError, ClientError, RuntimeError) as error:
+            async with asyncio.timeout(self._options.send_timeout):
+                await asyncio.shield(self._refreshing or self._start_refresh())
+        except (BotoCoreError, ClientError, RuntimeError, TimeoutError) as error:
             message = f"the AWS credentials could not be refreshed ({type(error).__name__})"
             raise CallFailed(message, code="unreachable") from error
 
@@ -216,19 +217,22 @@ class AwsSession:
 
 
 class BotoTransport:
-    """The fallback: botocore in threads, a thread for each poll."""
+    """The fallback: botocore in threads, a thread for each poll. Nothing waits behind a poll, and no lease behind a delete."""
 
     def __init__(self, waits: Any, client: Any) -> None:
         self._waits = waits
         self._client = client
-        # Deletes and heartbeats must not stand in a queue behind polls.
         self._polling = ThreadPoolExecutor(256, thread_name_prefix="brokerkit-sqs-poll")
+        self._leases = ThreadPoolExecutor(_THREADS, thread_name_prefix="brokerkit-sqs-lease")
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="brokerkit-sqs-call")
 
     async def call(self, operation: str, arguments: Arguments, *, timeout: float) -> Answer:
         """Make one call in a thread. The thread ends by its own limit, whatever becomes of the caller."""
-        polls = operation == "ReceiveMessage"
-        client, threads = (self._waits, self._polling) if polls else (self._client, self._threads)
+        client, threads = self._client, self._threads
+        if operation == "ReceiveMessage":
+            client, threads = self._waits, self._polling
+        elif operation == "ChangeMessageVisibilityBatch":
+            threads = self._leases
         work = functools.partial(_call, client, operation, arguments)
         loop = asyncio.get_running_loop()
         try:
@@ -243,7 +247,7 @@ class BotoTransport:
 
     async def close(self) -> None:
         """Let go of the threads; a call that still hangs ends by its own time limit."""
-        for threads in (self._polling, self._threads):
+        for threads in (self._polling, self._leases, self._threads):
             threads.shutdown(wait=False, cancel_futures=True)
 
 

@@ -57,7 +57,7 @@ class SqsSubscription:
         self._loop = asyncio.get_running_loop()
         self._keeper = Keeper(desk, self._lose)
         self._intakes = [Intake(desk, source, self._take, self._fail) for source in sources]
-        self._parkings = {source.queue.url: Parking(desk, source) for source in sources}
+        self._parkings = {source.queue.url: Parking(desk, source, self._keeper) for source in sources}
         self._ready: deque[Held] = deque()
         self._timers: dict[Held, asyncio.TimerHandle] = {}
         self._out: dict[Delivery, Held] = {}
@@ -265,17 +265,13 @@ class SqsSubscription:
                 self._return_in_hand(held, after)
                 continue
             lanes.setdefault((held.source.queue.url, _lane(held)), []).append(ending)
-        await asyncio.gather(*(self._end_lane(lane, outcomes) for lane in lanes.values()))
+        await _all([self._end_lane(lane, outcomes) for lane in lanes.values()])
 
     async def _end_lane(self, endings: Sequence[Ending], outcomes: list[SettleError | None]) -> None:
         queue = endings[0][1].source.queue
         if not queue.fifo:
-            await asyncio.gather(
-                *(
-                    self._end_chunk(endings[start : start + BATCH], outcomes)
-                    for start in range(0, len(endings), BATCH)
-                )
-            )
+            starts = range(0, len(endings), BATCH)
+            await _all([self._end_chunk(endings[start : start + BATCH], outcomes) for start in starts])
             return
         failed: set[bytes | None] = set()
         for chunk in _without_twins(endings):
@@ -293,12 +289,43 @@ class SqsSubscription:
     async def _end_chunk(self, endings: Sequence[Ending], outcomes: list[SettleError | None]) -> None:
         acks = [ending for ending in endings if ending[2] is None]
         returns = [ending for ending in endings if ending[2] is not None]
-        deletes = [{"ReceiptHandle": held.handle} for _, held, _ in acks]
-        changes = [put_back(held, self._seconds(held, after or 0.0)) for _, held, after in returns]
-        await asyncio.gather(
-            self._call("DeleteMessageBatch", acks, deletes, outcomes),
-            self._call("ChangeMessageVisibilityBatch", returns, changes, outcomes),
-        )
+        ends = ((self._delete, acks), (self._return, returns))
+        await _all([end(part, outcomes) for end, part in ends if part])
+
+    async def _delete(self, endings: Sequence[Ending], outcomes: list[SettleError | None]) -> None:
+        async with self._desk.turn:
+            if ours := self._still_ours(endings, outcomes):
+                entries = [{"ReceiptHandle": held.handle} for _, held, _ in ours]
+                await self._call("DeleteMessageBatch", ours, entries, outcomes)
+
+    async def _return(self, endings: Sequence[Ending], outcomes: list[SettleError | None]) -> None:
+        leaving = [held for _, held, _ in endings]
+        async with self._desk.turn:
+            for held in leaving:
+                held.leaving = True
+            try:
+                await self._keeper.quiet(leaving, self._timeout)
+                if ours := self._still_ours(endings, outcomes):
+                    entries = [put_back(held, self._seconds(held, after or 0.0)) for _, held, after in ours]
+                    await self._call("ChangeMessageVisibilityBatch", ours, entries, outcomes)
+            finally:
+                for held in leaving:
+                    held.leaving = False
+
+    def _still_ours(self, endings: Sequence[Ending], outcomes: list[SettleError | None]) -> list[Ending]:
+        """Return what can be ended: the turn may have been so long in coming that a lease is over."""
+        ours: list[Ending] = []
+        for ending in endings:
+            if self._keeper.expired(ending[1]):
+                outcomes[ending[0]] = _stale(ending[1].delivery)
+            else:
+                ours.append(ending)
+        return ours
+
+    @property
+    def _timeout(self) -> float:
+        """Seconds for a call that ends something: there is time for a second one before the lease is over."""
+        return min(self._desk.options.send_timeout, max(self._desk.options.lease / 3, 1.0))
 
     async def _call(
         self,
@@ -307,12 +334,8 @@ class SqsSubscription:
         entries: Sequence[dict[str, Any]],
         outcomes: list[SettleError | None],
     ) -> None:
-        if not endings:
-            return
         queue = endings[0][1].source.queue
-        lease = self._desk.options.lease
-        timeout = min(self._desk.options.send_timeout, max(lease / 3, 1.0))
-        found = await self._desk.chunk(operation, queue, entries, timeout)
+        found = await self._desk.chunk(operation, queue, entries, self._timeout)
         for (index, held, after), outcome in zip(endings, found, strict=True):
             outcomes[index] = outcome
             if outcome is None or not outcome.retryable:
@@ -367,22 +390,28 @@ class SqsSubscription:
 
     async def _leave(self) -> None:
         self._stop_watch()
-        wait = min(self._desk.options.poll + 0.5, 5.0)
-        await asyncio.gather(*(intake.close(wait) for intake in self._intakes))
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_CLOSE):
-                while self._settles:
-                    self._settled.clear()
-                    await self._settled.wait()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=_CLOSE)
-        await self._put_back(self._unsettled())
-        await self._keeper.stop()
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
-        self._ready.clear()
-        self._out.clear()
+        try:
+            wait = min(self._desk.options.poll + 0.5, 5.0)
+            await asyncio.gather(*(intake.close(wait) for intake in self._intakes))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_CLOSE):
+                    while self._settles:
+                        self._settled.clear()
+                        await self._settled.wait()
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=_CLOSE)
+            await self._keeper.stop(
+                _CLOSE
+            )  # before what is held goes back: a renewal would hide it for a lease
+            await self._put_back(self._unsettled())
+        finally:
+            await self._keeper.stop(0)
+            for timer in self._timers.values():
+                timer.cancel()
+            self._timers.clear()
+            self._ready.clear()
+            self._out.clear()
+            self._keeper.held.clear()
 
     def _unsettled(self) -> list[tuple[Held, int]]:
         """Return what is held, the newest first, and after how many seconds others may have it."""
@@ -402,6 +431,7 @@ class SqsSubscription:
 
     async def _put_back_to(self, pairs: Sequence[tuple[Held, int]]) -> None:
         queue = pairs[0][0].source.queue
+        await self._keeper.quiet([held for held, _ in pairs], _CLOSE)
         entries = [put_back(held, seconds) for held, seconds in pairs]
         outcomes = await self._desk.batch("ChangeMessageVisibilityBatch", queue, entries, _CLOSE)
         for (held, _), outcome in zip(pairs, outcomes, strict=True):
@@ -417,6 +447,14 @@ class SqsSubscription:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("a task of %s failed: %r", self._at, error, exc_info=error)
+
+
+async def _all(works: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Do these at once; what is alone needs no task."""
+    if len(works) == 1:
+        await works[0]
+    else:
+        await asyncio.gather(*works)
 
 
 def _lane(held: Held) -> int:

@@ -95,13 +95,10 @@ class Topics:
                 return False
             arguments["NextToken"] = page["NextToken"]
 
-    async def publish(self, topic: str, entries: list[dict[str, Any]]) -> dict[str, Any]:
-        """Publish one batch. Raises `CallFailed`."""
+    async def publish(self, topic: str, entries: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+        """Publish one batch within so many seconds. Raises `CallFailed`."""
         arguments: Mapping[str, Any] = {"TopicArn": topic, "PublishBatchRequestEntries": entries}
-        answer = await self._session.control(
-            "PublishBatch", arguments, service="sns", timeout=self._options.send_timeout
-        )
-        return answer.data
+        return (await self._session.control("PublishBatch", arguments, service="sns", timeout=seconds)).data
 
     async def _call(self, operation: str, arguments: Mapping[str, Any], what: str) -> dict[str, Any]:
         try:

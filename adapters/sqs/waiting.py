@@ -7,6 +7,7 @@ counted by the broker's clock alone, so a park that a crash has cut short is sim
 """
 
 import asyncio
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from brokerkit.adapters.sqs.calls import CallFailed
 from brokerkit.adapters.sqs.desk import Desk
 from brokerkit.adapters.sqs.fanout import LONGEST_DELAY
-from brokerkit.adapters.sqs.held import Held, Source, put_back
+from brokerkit.adapters.sqs.held import Held, Keeper, Source, put_back
 from brokerkit.adapters.sqs.wire import delayed
 
 __all__ = ["IN_HAND", "Parking", "parks_of"]
@@ -25,6 +26,9 @@ IN_HAND = 1.0
 _LONGEST_PARK = 11 * 3600
 _CROWD = 60_000
 _CROWD_AGE = 30.0
+_LONGEST_PAUSE = 5.0
+
+_log = logging.getLogger(__name__)
 
 
 def parks_of(after: float, *, fifo: bool) -> int:
@@ -36,9 +40,10 @@ def parks_of(after: float, *, fifo: bool) -> int:
 class Parking:
     """The parked copies of one inlet."""
 
-    def __init__(self, desk: Desk, source: Source) -> None:
+    def __init__(self, desk: Desk, source: Source, keeper: Keeper) -> None:
         self._desk = desk
         self._source = source
+        self._keeper = keeper
         self._counted = -math.inf
         self._crowded = False
 
@@ -61,7 +66,9 @@ class Parking:
 
         One that cannot be put to sleep comes back by itself after its lease, and is put to sleep then.
         """
-        if not self._source.queue.fifo and await self._is_crowded():
+        crowded = not self._source.queue.fifo and await self._is_crowded()
+        copies = [copy for copy in copies if not self._keeper.expired(copy[0])]
+        if crowded:
             await self._hop(copies)
             return
         entries = [put_back(held, min(int(left), _LONGEST_PARK)) for held, left, _ in copies]
@@ -84,18 +91,45 @@ class Parking:
         return self._crowded
 
     async def _hop(self, copies: Sequence[tuple[Held, float, dict[str, Any]]]) -> None:
-        """Send each on as a copy of its own that the broker delays, and delete the original when that is confirmed."""
+        """
+        Send each on as a copy of its own that the broker delays, and delete the original when that is confirmed.
+
+        The original is kept from others until it is deleted: handed out again, it would be a second message.
+        """
+        kept = [held for held, _, _ in copies]
+        for held in kept:
+            held.settling = True
+        self._keeper.held.update(kept)
+        try:
+            # One by one: ten large ones together would be above the limit of a call.
+            sent = await asyncio.gather(*(self._sent_on(*copy) for copy in copies))
+            await self._delete([held for held, gone in zip(kept, sent, strict=True) if gone])
+        finally:
+            self._keeper.held.difference_update(kept)
+
+    async def _sent_on(self, held: Held, left: float, raw: dict[str, Any]) -> bool:
+        async with self._desk.turn:
+            if self._keeper.expired(held):
+                return False
+            entries, timeout = [_hop_of(raw, left)], self._desk.options.send_timeout
+            (outcome,) = await self._desk.chunk("SendMessageBatch", self._source.queue, entries, timeout)
+        return outcome is None
+
+    async def _delete(self, sent: Sequence[Held]) -> None:
+        """Delete these, and try it again for as long as they are ours."""
         queue, timeout = self._source.queue, self._desk.options.send_timeout
-        # One by one: ten large ones together would be above the limit of a call.
-        outcomes = await asyncio.gather(
-            *(
-                self._desk.chunk("SendMessageBatch", queue, [_hop_of(raw, left)], timeout)
-                for _, left, raw in copies
-            )
-        )
-        sent = [held for (held, _, _), (outcome,) in zip(copies, outcomes, strict=True) if outcome is None]
-        deletes = [{"ReceiptHandle": held.handle} for held in sent]
-        await self._desk.batch("DeleteMessageBatch", queue, deletes, timeout)
+        pause = 0.1
+        while sent := [held for held in sent if held in self._keeper.held]:
+            deletes = [{"ReceiptHandle": held.handle} for held in sent]
+            outcomes = await self._desk.batch("DeleteMessageBatch", queue, deletes, timeout)
+            pairs = [(held, each) for held, each in zip(sent, outcomes, strict=True) if each is not None]
+            sent = [held for held, error in pairs if error.retryable]
+            if pairs:
+                text = "%d copies that were sent on in %s could not be deleted: %s"
+                _log.warning(text, len(pairs), queue.name, pairs[0][1])
+            if sent:
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE)
 
 
 def _hop_of(raw: dict[str, Any], left: float) -> dict[str, Any]:

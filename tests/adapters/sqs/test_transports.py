@@ -1,12 +1,14 @@
 """Both transports do the same; credentials, endpoints and clocks are botocore's or put right."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from botocore.credentials import RefreshableCredentials  # type: ignore[import-untyped]
+from botocore.exceptions import ClientError  # type: ignore[import-untyped]
 
 from brokerkit.adapters.sqs import SqsAdapter
 from brokerkit.adapters.sqs.calls import Answer, CallFailed
@@ -133,6 +135,43 @@ async def test_credentials_are_refreshed_in_time_and_the_old_ones_serve_meanwhil
     assert session._refreshing is refreshing
     await refreshing
     assert await session.keys() == Keys("key-1", "s", "t")
+    session.close()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ClientError({"Error": {"Code": "AccessDenied"}}, "AssumeRole"),
+        RuntimeError("refreshed credentials are still expired"),
+    ],
+)
+async def test_credentials_that_cannot_be_refreshed_fail_the_call_and_no_more(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = AwsSession(read_url("sqs://AKIA:s@eu-west-1", {}))
+    await session.open()
+
+    def refuse() -> None:
+        raise error
+
+    monkeypatch.setattr(session, "_fixed", None)
+    monkeypatch.setattr(session, "_freeze", refuse)
+    with pytest.raises(CallFailed, match="could not be refreshed"):
+        await session.keys()
+    session.close()
+
+
+async def test_a_call_waits_for_credentials_no_longer_than_for_an_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    session = AwsSession(read_url("sqs://AKIA:s@eu-west-1?send_timeout=0.5", {}))
+    await session.open()
+    go = threading.Event()
+    monkeypatch.setattr(session, "_fixed", None)
+    monkeypatch.setattr(session, "_freeze", go.wait)
+    with pytest.raises(CallFailed, match="TimeoutError"):
+        await session.keys()
+    go.set()
     session.close()
 
 
