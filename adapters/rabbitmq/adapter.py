@@ -12,9 +12,10 @@ from brokerkit.adapters.rabbitmq.forwarder import Forwarder
 from brokerkit.adapters.rabbitmq.hub import Hub
 from brokerkit.adapters.rabbitmq.ladder import MAX_DELAY, in_milliseconds, step
 from brokerkit.adapters.rabbitmq.link import Link
+from brokerkit.adapters.rabbitmq.parcels import Parcel
 from brokerkit.adapters.rabbitmq.places import Places
 from brokerkit.adapters.rabbitmq.provisioner import Provisioner
-from brokerkit.adapters.rabbitmq.publisher import Parcel, Publisher
+from brokerkit.adapters.rabbitmq.publisher import Publisher
 from brokerkit.adapters.rabbitmq.subscription import RabbitSubscription
 from brokerkit.adapters.rabbitmq.topology import Topology
 from brokerkit.adapters.rabbitmq.url import read_url
@@ -164,17 +165,12 @@ class RabbitAdapter:
         self, to: Address, parcels: Sequence[Parcel], *, must_route: bool
     ) -> Sequence[SendError | None]:
         deadline = asyncio.get_running_loop().time() + self._options.send_timeout
-        try:
-            async with asyncio.timeout_at(deadline):
-                await self._places.ready_to_send(await self._client(), to, parcels[0].exchange)
-        except TimeoutError:
-            return [ConnectionLost(f"{to}: the broker has not answered in time")] * len(parcels)
-        except SendError as error:
-            return [error] * len(parcels)
-        except BrokerkitError as error:
-            refused = NotFound(str(error))
-            refused.__cause__ = error
-            return [refused] * len(parcels)
+        self._check_open()
+        live = self._publishing.live
+        if live is None or parcels[0].exchange not in live.known:
+            refusal = await self._prepare(to, parcels[0].exchange, deadline)
+            if refusal is not None:
+                return [refusal] * len(parcels)
         outcomes = await self._forwarder.publish(to, parcels, deadline)
         if must_route and to.group is None:
             return [
@@ -182,6 +178,21 @@ class RabbitAdapter:
                 for outcome in outcomes
             ]
         return outcomes
+
+    async def _prepare(self, to: Address, exchange: str, deadline: float) -> SendError | None:
+        """See that there is a connection, and the exchange; return what is in the way."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._places.ready_to_send(await self._client(), to, exchange)
+        except TimeoutError:
+            return ConnectionLost(f"{to}: the broker has not answered in time")
+        except SendError as error:
+            return error
+        except BrokerkitError as error:
+            refused = NotFound(str(error))
+            refused.__cause__ = error
+            return refused
+        return None
 
     async def _client(self) -> Client:
         self._check_open()

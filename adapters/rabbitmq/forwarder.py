@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from brokerkit.adapters.rabbitmq import names
-from brokerkit.adapters.rabbitmq.client import Raw
+from brokerkit.adapters.rabbitmq.channel import Raw
+from brokerkit.adapters.rabbitmq.parcels import Parcel
 from brokerkit.adapters.rabbitmq.provisioner import Provisioner
-from brokerkit.adapters.rabbitmq.publisher import Parcel, Publisher
+from brokerkit.adapters.rabbitmq.publisher import Publisher
 from brokerkit.adapters.rabbitmq.topology import Topology
 from brokerkit.adapters.rabbitmq.wire import headers_to_forward
 from brokerkit.errors import BrokerkitError, NotFound, SendError
@@ -49,8 +50,10 @@ class Forwarder:
     async def publish(
         self, to: Address, parcels: Sequence[Parcel], deadline: float
     ) -> Sequence[SendError | None]:
-        """Publish to a place of a group; one outcome for each, `NotFound` for a place that is not there."""
+        """Publish to a channel or a place of a group; one outcome for each, `NotFound` for a place that is not there."""
         outcomes = list(await self._publisher.publish(parcels, deadline))
+        if to.group is None:
+            return outcomes  # and its key is its channel, whatever letter that begins with
         homeless = [
             index
             for index, (parcel, outcome) in enumerate(zip(parcels, outcomes, strict=True))

@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from brokerkit.adapters.rabbitmq.client import Channel, Raw
+from brokerkit.adapters.rabbitmq.channel import Channel, Raw
 from brokerkit.adapters.rabbitmq.link import Link
 from brokerkit.errors import BrokerkitError
 

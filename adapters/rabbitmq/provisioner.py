@@ -9,7 +9,8 @@ import logging
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 
-from brokerkit.adapters.rabbitmq.client import Channel, Client, open_client
+from brokerkit.adapters.rabbitmq.channel import Channel
+from brokerkit.adapters.rabbitmq.client import Client, open_client
 from brokerkit.adapters.rabbitmq.topology import Binding, Plan
 from brokerkit.adapters.rabbitmq.url import Options
 from brokerkit.errors import ConfigurationError, ConnectionLost, NotFound, Unauthorised

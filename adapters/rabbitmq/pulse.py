@@ -8,7 +8,8 @@ broker for a sign of life before it hands out or settles anything.
 
 import asyncio
 
-from brokerkit.adapters.rabbitmq.client import Channel, Client
+from brokerkit.adapters.rabbitmq.channel import Channel
+from brokerkit.adapters.rabbitmq.client import Client
 from brokerkit.errors import BrokerkitError
 
 __all__ = ["Pulse"]

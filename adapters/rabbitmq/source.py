@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from brokerkit.adapters.rabbitmq.client import Channel, Client, Raw
+from brokerkit.adapters.rabbitmq.channel import Channel, Raw
+from brokerkit.adapters.rabbitmq.client import Client
 from brokerkit.adapters.rabbitmq.tags import Tags
 from brokerkit.adapters.rabbitmq.wire import arrivals_of, message_of
 from brokerkit.delivery import Delivery

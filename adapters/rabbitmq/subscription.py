@@ -11,7 +11,8 @@ from typing import Any
 from brokerkit.adapter import OnLost, Order, Settled
 from brokerkit.adapters.rabbitmq import names
 from brokerkit.adapters.rabbitmq.balancer import Balancer
-from brokerkit.adapters.rabbitmq.client import Client, Raw
+from brokerkit.adapters.rabbitmq.channel import Raw
+from brokerkit.adapters.rabbitmq.client import Client
 from brokerkit.adapters.rabbitmq.forwarder import Forwarder
 from brokerkit.adapters.rabbitmq.ladder import read_wait, step
 from brokerkit.adapters.rabbitmq.link import Link

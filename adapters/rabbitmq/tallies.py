@@ -5,7 +5,7 @@ Counts of a group, by name: each is the length of a queue that exists while the 
 import asyncio
 from collections.abc import Sequence
 
-from brokerkit.adapters.rabbitmq.client import Channel
+from brokerkit.adapters.rabbitmq.channel import Channel
 from brokerkit.adapters.rabbitmq.link import Link
 from brokerkit.adapters.rabbitmq.names import tally_queue
 from brokerkit.errors import BrokerkitError, NotFound, SettleError, Unavailable

@@ -191,10 +191,18 @@ async def test_f11_nothing_confirmed_is_lost_over_a_restart_of_the_broker(
     await (await join(await adapters(), inlet(field.channel))).subscription.close()
     tasks = [asyncio.create_task(field.publish(who)) for who in range(20)]
     consumers = [asyncio.create_task(field.consume()) for _ in range(2)]
+    bulk_of = await adapters(heartbeat=2, send_timeout=30, max_unrouted=1_000_000)
+    bulk = [
+        asyncio.create_task(bulk_of.send(Address(field.channel + "-bulk"), texts(1000))) for _ in range(10)
+    ]
     await field.delay(7.3, 10)
     await field.delay(1.0, 10)
     await asyncio.sleep(1)
     before = len(field.confirmed)
+    bulk += [
+        asyncio.create_task(bulk_of.send(Address(field.channel + "-bulk"), texts(1000))) for _ in range(20)
+    ]
+    await asyncio.wait(bulk[10:], timeout=0.2, return_when=asyncio.FIRST_COMPLETED)
     down = time.monotonic()
     await asyncio.to_thread(control.stop if how == "SIGTERM" else control.kill)
     await asyncio.to_thread(control.start)
@@ -204,6 +212,12 @@ async def test_f11_nothing_confirmed_is_lost_over_a_restart_of_the_broker(
         assert time.monotonic() - up < 60
         assert not any(task.done() for task in [*tasks, *consumers])
     again = time.monotonic() - up
+    outcomes = [outcome for each in await asyncio.wait_for(asyncio.gather(*bulk), 60) for outcome in each]
+    assert {type(outcome) for outcome in outcomes} == {type(None), PublishUnknown, ConnectionLost}
+    await until_sent(bulk_of, Address(field.channel + "-bulk"), Message(body=b"again"))
+    await sure(
+        bulk_of, Address(field.channel + "-bulk"), texts(1500)
+    )  # no room was left on the lost connection
     field.stopping = True
     await asyncio.wait_for(asyncio.gather(*tasks), 60)
     end = time.monotonic() + 60

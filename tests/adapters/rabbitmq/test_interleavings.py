@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import brokerkit.adapters.rabbitmq.subscription as module
-from brokerkit.adapters.rabbitmq.client import Channel
+from brokerkit.adapters.rabbitmq.channel import Channel
 from brokerkit.adapters.rabbitmq.presence import Presence
 from brokerkit.adapters.rabbitmq.tallies import Tallies
 from brokerkit.errors import ConnectionLost, Stale

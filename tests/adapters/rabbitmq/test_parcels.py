@@ -1,0 +1,83 @@
+"""Frames that are laid out here are, byte for byte, those that the client would write."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pamqp.frame
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pamqp import body, commands, header
+
+from brokerkit.adapters.rabbitmq.channel import Channel
+from brokerkit.adapters.rabbitmq.parcels import Parcel, frames_of
+
+NAMES = st.text(min_size=1, max_size=40)
+VALUES = (
+    st.text()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.booleans()
+    | st.none()
+    | st.dictionaries(NAMES, st.text())
+)
+PARCELS = st.builds(
+    Parcel,
+    exchange=st.text("abc.-", max_size=40),
+    key=st.text("abc.-", max_size=40),
+    body=st.binary(max_size=3000),
+    content_type=st.none() | st.text("abc/+", max_size=255),
+    headers=st.dictionaries(NAMES, st.text()) | st.dictionaries(NAMES, VALUES),
+    mandatory=st.booleans(),
+)
+
+
+def by_the_client(parcel: Parcel, message_id: str, number: int, largest: int) -> bytes:
+    properties = commands.Basic.Properties(
+        content_type=parcel.content_type, headers=parcel.headers, delivery_mode=2, message_id=message_id
+    )
+    room = largest - 8
+    pieces = [parcel.body[at : at + room] for at in range(0, len(parcel.body), room)]
+    frames: list[Any] = [
+        commands.Basic.Publish(exchange=parcel.exchange, routing_key=parcel.key, mandatory=parcel.mandatory),
+        header.ContentHeader(0, len(parcel.body), properties),
+        *(body.ContentBody(piece) for piece in pieces),
+    ]
+    return b"".join(pamqp.frame.marshal(frame, number) for frame in frames)
+
+
+@given(
+    PARCELS,
+    st.text("0123456789abcdef-", min_size=1, max_size=60),
+    st.integers(1, 65535),
+    st.integers(9, 4096),
+)
+def test_frames_are_those_of_the_client(parcel: Parcel, message_id: str, number: int, largest: int) -> None:
+    assert frames_of(parcel, message_id, number, largest) == by_the_client(
+        parcel, message_id, number, largest
+    )
+
+
+@pytest.mark.parametrize(
+    "parcel",
+    [
+        Parcel("e", "k", b"", "t" * 256, {}),
+        Parcel("e", "k", b"", None, {"n": object()}),
+        Parcel("e", "k", b"", None, {"n": "\ud800"}),
+    ],
+)
+def test_what_amqp_cannot_carry_is_refused_before_anything_is_written(parcel: Parcel) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        frames_of(parcel, "id", 1, 131072)
+
+
+async def test_acks_are_those_of_the_client() -> None:
+    written: list[bytes] = []
+    raw: Any = SimpleNamespace(number=7, closing=asyncio.get_running_loop().create_future())
+    raw.connection = SimpleNamespace(channels={7: raw})
+    writer = SimpleNamespace(write=written.append, is_closing=lambda: False)
+    transport: Any = SimpleNamespace(writer=writer)
+    assert Channel(raw, transport).ack([(1, True), (2**40, False)])
+    frames = [commands.Basic.Ack(1, multiple=True), commands.Basic.Ack(2**40)]
+    assert written == [b"".join(pamqp.frame.marshal(frame, 7) for frame in frames)]
+    raw.closing.cancel()
