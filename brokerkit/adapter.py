@@ -384,4 +384,6 @@ def redacted(url: str) -> str:
     if "@" in place:
         place = f"***@{place.rpartition('@')[2]}"
     masked = "&".join(f"{pair.partition('=')[0]}=***" for pair in query.split("&"))
+    if "@" in query and "@" not in place:  # perhaps the end of a password: the names are part of it then
+        masked = "***"
     return f"{scheme}{slashes}{place.partition('#')[0]}" + (f"?{masked}" if query else "")

@@ -224,7 +224,10 @@ def _options(
         if said is not None:
             given[keyword] = ("on" if said else "off") if isinstance(said, bool) else str(said)
     if unknown := sorted(given.keys() - known):
-        message = f"{text}: there is no option {unknown[0]!r}; there are {', '.join(sorted(known))}"
+        name = repr(unknown[0])
+        if "@" in query and unknown[0] not in keywords:
+            name = "of that name (is it part of a password? then percent-encode its ? and @)"
+        message = f"{text}: there is no option {name}; there are {', '.join(sorted(known))}"
         raise ConfigurationError(message)
     return given
 

@@ -94,14 +94,13 @@ class Isolation:
             await self._look_at_tallies()
             if not self.suspects:
                 return
-            async with self._alone:
-                self.gate = True
-                try:
-                    quiet = await self._engine.until_quiet(_PATIENCE)
-                    if quiet and self.suspects:
-                        await self._run_one(self._least_marked())
-                finally:
-                    self._open_gate()
+            await self._shut_gate()
+            try:
+                quiet = await self._engine.until_quiet(_PATIENCE)
+                if quiet and self.suspects:
+                    await self._run_one(self._least_marked())
+            finally:
+                self._open_gate()
             if not quiet:
                 self._engine.tell_shut(len(self.suspects), _PATIENCE)
                 await asyncio.sleep(_PATIENCE)
@@ -152,9 +151,15 @@ class Isolation:
         self.suspects.remove(delivery)
         return delivery
 
+    async def _shut_gate(self) -> None:
+        await self._alone.acquire()
+        self.gate = True
+
     def _open_gate(self) -> None:
+        """Let the group go on, and the suspects of others; once."""
         if self.gate:
             self.gate = False
+            self._alone.release()
             self._engine.wake_workers()
 
     async def _run_one(self, delivery: Delivery) -> None:
@@ -164,7 +169,7 @@ class Isolation:
             return await _unbroken(self._mark(delivery, delivery.alone + 1, tries=1))
 
         async def after() -> Standing:
-            self._open_gate()  # the danger is over, and a broker that does not answer must not stop the group
+            self._open_gate()  # the danger is over, and a broker that does not answer must stop nobody
             return await _unbroken(self._mark(delivery, delivery.alone, tries=_TRIES))
 
         self._current = delivery

@@ -3,7 +3,7 @@ What an engine remembers of messages that wait for their retry, where the broker
 
 With `order="key"` nothing is copied, so the count of failed handlings has no place to travel in. A reconnect hands the
 message out again as if it were new; this memory goes on counting. It ends with the process: then a message gets more tries
-than configured, never fewer.
+than configured, never fewer. Two messages of one event that wait at the same time share one count, for they are one event.
 """
 
 from collections import OrderedDict

@@ -56,6 +56,20 @@ def test_what_cannot_be_read_is_an_error_that_shows_no_secret(url: str) -> None:
     assert "p/w" not in str(raised.value)
 
 
+@pytest.mark.parametrize("password", ["5672?S3cret", "12?ab&S3cret", "12?S3cret=x", "12?lease=1&S3cret"])
+def test_a_password_with_a_bare_question_mark_shows_in_no_error(password: str) -> None:
+    with pytest.raises(ConfigurationError, match="percent-encode") as raised:
+        read(f"x://u:{password}@h/v")
+    assert "S3cret" not in str(raised.value)
+
+
+def test_an_unknown_option_is_named() -> None:
+    with pytest.raises(ConfigurationError, match="no option 'leese'"):
+        read("x://u:p@h?leese=1")
+    with pytest.raises(ConfigurationError, match="no option 'leese'"):
+        read("x://h?token=a@b", leese=1)
+
+
 def test_a_keyword_wins_over_the_query_and_none_is_not_given() -> None:
     url = read("x://h?lease=1", lease=2.5)
     assert url.number("lease", 9) == 2.5

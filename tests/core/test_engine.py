@@ -598,6 +598,26 @@ class TestTallies:
             await until(lambda: "next" in rig.ended, within=30)
 
     @virtual
+    async def test_a_broker_that_does_not_answer_stops_the_suspects_of_no_other_group(self) -> None:
+        alone = asyncio.Lock()
+        silent, other = FakeAdapter(marks=False, counts=True), FakeAdapter(marks=False, counts=True)
+        async with Rig(adapter=silent, alone=alone) as first, Rig(adapter=other, alone=alone) as second:
+            subscription = silent.subscription
+            assert isinstance(subscription, CountingSubscription)
+            tally = subscription.tally
+
+            async def slow(changes: Sequence[tuple[str, int]]) -> Sequence[int | SettleError]:
+                if changes[0][1] < 0:
+                    await asyncio.sleep(60)
+                return await tally(changes)
+
+            subscription.tally = slow  # type: ignore[method-assign]
+            silent.put(event_message("s"), arrivals=2)
+            await until(lambda: bool(first.ended))
+            other.put(event_message("t"), arrivals=2)
+            await until(lambda: bool(second.ended), within=1)
+
+    @virtual
     async def test_a_drain_takes_the_count_back_once(self) -> None:
         adapter = FakeAdapter(marks=False, counts=True)
         rig = Rig(sleeper(5), adapter=adapter)
