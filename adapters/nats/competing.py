@@ -62,7 +62,7 @@ class CompetingSubscription(Member):
         taken: list[Held] = []
         while waiting and len(taken) < limit:
             held = waiting.popleft()
-            if self.held.get((held.source, held.seq)) is held and self.ours(held, now):
+            if self.held.get(held.key) is held and self.ours(held, now):
                 taken.append(held)
         if taken:
             self._ahead = limit if now - self._returned < _QUICK else 0

@@ -46,11 +46,16 @@ class ApiError(Exception):
 
 
 class NoAnswer(Exception):
-    """Nothing listens on the subject (`responders` is False), or no answer came in time, or the connection broke."""
+    """
+    No answer came in time, or the connection broke.
 
-    def __init__(self, text: str, *, responders: bool = True) -> None:
+    responders: False if the server says that nothing listens on the subject. written: False if nothing was sent at all.
+    """
+
+    def __init__(self, text: str, *, responders: bool = True, written: bool = True) -> None:
         super().__init__(text)
         self.responders = responders
+        self.written = written
 
 
 def meaning(error: BaseException, where: str) -> BrokerkitError:

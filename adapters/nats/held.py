@@ -19,12 +19,24 @@ class Held:
     """
     One arrival.
 
-    source: the consumer it came from. reply: where its settlement goes. until: by our clock, when the server gives it to
-    somebody else unless it was renewed. part: the partition of its key, with order by key. out: it has been handed out.
-    returned: it is being given back, so the next arrival is a new one.
+    source: the consumer it came from. seq: the stream's number. key: both of them. reply: where its settlement goes.
+    until: by our clock, when the server gives it to somebody else unless it was renewed. part: the partition of its key, with
+    order by key. out: it has been handed out. returned: it is being given back, so the next arrival is a new one.
     """
 
-    __slots__ = ("deliveries", "delivery", "identity", "out", "part", "reply", "returned", "source", "until")
+    __slots__ = (
+        "deliveries",
+        "delivery",
+        "identity",
+        "key",
+        "out",
+        "part",
+        "reply",
+        "returned",
+        "seq",
+        "source",
+        "until",
+    )
 
     def __init__(
         self,
@@ -38,14 +50,11 @@ class Held:
         self.source = source
         self.reply = reply
         self.identity = identity
+        self.seq = identity[0]
+        self.key = (source, self.seq)
         self.deliveries = deliveries
         self.until = until
         self.delivery = delivery
         self.part: int | None = None
         self.out = False
         self.returned = False
-
-    @property
-    def seq(self) -> int:
-        """Return the stream's sequence number."""
-        return self.identity[0]

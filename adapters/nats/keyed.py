@@ -106,7 +106,7 @@ class KeyedSubscription(Member):
 
     def _refuse(self, held: Held) -> None:
         """Give a copy back whose key is another member's."""
-        del self.held[held.source, held.seq]
+        del self.held[held.key]
         pause = random.uniform(_ELSEWHERE / 2, _ELSEWHERE * 1.5)  # noqa: S311 - so that two members do not go in step
         self.spawn(self.turn_away(held.source, held.reply, held.identity, pause))
         if held.source.credit == 0:
@@ -123,7 +123,7 @@ class KeyedSubscription(Member):
             if part.state == "owned" and part.confirmed(now):
                 while part.waiting and len(taken) < limit:
                     held = part.waiting.popleft()
-                    if self.held.get((held.source, held.seq)) is held:
+                    if self.held.get(held.key) is held:
                         part.out += 1
                         taken.append(held)
         if taken:
@@ -135,7 +135,7 @@ class KeyedSubscription(Member):
             if len(taken) >= limit:
                 return
             held = self._copies.popleft()
-            if self.held.get((held.source, held.seq)) is not held or not self.ours(held, now):
+            if self.held.get(held.key) is not held or not self.ours(held, now):
                 continue
             if held.part is not None:
                 part = self.parts[held.part]
@@ -239,5 +239,5 @@ class KeyedSubscription(Member):
     def forget_quietly(self, held: Sequence[Held]) -> None:
         """Forget what has been given back."""
         for each in held:
-            if self.held.get((each.source, each.seq)) is each:
-                del self.held[each.source, each.seq]
+            if self.held.get(each.key) is each:
+                del self.held[each.key]

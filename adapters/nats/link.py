@@ -1,5 +1,5 @@
 """
-The connection: the one place that touches the client library.
+The connection.
 
 It reconnects for ever, also where the client itself gives up, answers its own requests through one inbox, and ends what
 waits for an answer at the moment the connection breaks. Nothing of the client's leaves this module but `Incoming`.
@@ -9,17 +9,17 @@ import asyncio
 import logging
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import nats.errors
-from nats.aio.client import Client
 
+from brokerkit.adapters.nats.client import BrokerClient, Incoming, OnMessage
 from brokerkit.adapters.nats.failure import NoAnswer, meaning
 from brokerkit.adapters.nats.options import Options
 from brokerkit.errors import BrokerkitError, Closed, ConnectionLost, Unauthorised
 
-__all__ = ["Incoming", "Link", "Listener"]
+__all__ = ["Call", "Incoming", "Link", "Listener"]
 
 _log = logging.getLogger("brokerkit.nats")
 _FLUSH = 2.0
@@ -27,18 +27,6 @@ _CLOSE = 2.0
 _LONGEST_BACKOFF = 5.0
 _RECONNECT = (0.2, 0.5)
 _DENIED = re.compile(r"permissions violation for (?:publish|subscription) to \"([^\"]*)\"", re.IGNORECASE)
-
-
-class Incoming(NamedTuple):
-    """What arrived. headers: empty if there are none; `Status` stands among them for a message of the server's own."""
-
-    subject: str
-    reply: str
-    data: bytes
-    headers: Mapping[str, str]
-
-
-OnMessage = Callable[[Incoming], None]
 
 
 class Listener:
@@ -49,34 +37,13 @@ class Listener:
         self.on_message = on_message
         self.native: Any = None
 
-    async def hear(self, message: Any) -> None:
-        """Pass on what the client brings."""
-        self.on_message(Incoming(message.subject, message.reply, message.data, message.headers or {}))
 
+class Call(NamedTuple):
+    """A request that was written: the number by which its answer comes, where it went, and what ends with the answer."""
 
-class _Client(Client):
-    """The client, made to refuse a server that does not offer the encryption that was asked for, and to read headers quickly."""
-
-    @staticmethod
-    def _parse_header_lines(raw: bytes) -> dict[str, str]:
-        """Do what the client does, at a third of its cost: it looks at every character of every name."""
-        found: dict[str, str] = {}
-        for line in raw.split(b"\r\n"):
-            name, colon, value = line.partition(b":")
-            name = name.strip()
-            if colon and name.isascii() and not (b" " in name or b"\t" in name):
-                found[name.decode()] = value.strip().decode("utf-8", "replace")
-        return found
-
-    @property
-    def told_version(self) -> str:
-        return str(self._server_info.get("version", "unknown"))
-
-    def _connect_command(self) -> bytes:
-        if "tls" in self.options and not self._server_info.get("tls_required"):
-            message = "nats: the server offers no TLS, and the URL asks for it"
-            raise nats.errors.Error(message)
-        return super()._connect_command()
+    number: str
+    subject: str
+    future: "asyncio.Future[Incoming | None]"
 
 
 class Link:
@@ -91,10 +58,11 @@ class Link:
         self.on_back: set[Callable[[], None]] = set()
         self._options = options
         self._context = options.url.context()
-        self._client: _Client | None = None
+        self._client: BrokerClient | None = None
+        self._replacing = False
         self._closed = False
         self._listeners: dict[Listener, None] = {}
-        self._calls: dict[str, tuple[asyncio.Future[Incoming], str]] = {}
+        self._calls: dict[str, Call] = {}
         self._count = 0
         self._inbox = ""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -149,9 +117,9 @@ class Link:
             raise meaning(error or TimeoutError("no answer"), self.where)
         self._client = client
 
-    async def _try(self, *, verbose: bool) -> tuple[_Client | None, BaseException | None]:
+    async def _try(self, *, verbose: bool) -> tuple[BrokerClient | None, BaseException | None]:
         """Try every host once; return a client that is connected, or what went wrong last."""
-        client = _Client()
+        client = BrokerClient()
         errors: list[Exception] = []
         self._first_errors = errors
         self._failed.clear()
@@ -177,7 +145,7 @@ class Link:
             if not client.is_connected or not connecting.done():
                 await _abandon(client, connecting)
 
-    def _arguments(self, client: _Client) -> dict[str, Any]:
+    def _arguments(self, client: BrokerClient) -> dict[str, Any]:
         options = self._options
         url = options.url
         hosts = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in url.hosts]
@@ -227,15 +195,15 @@ class Link:
             _log.info("%s: %s", self.where, str(error) or type(error).__name__)
             return
         _log.error("%s: %s", self.where, error)
-        for future, subject in list(self._calls.values()):
-            if subject.lower() == denied[1].lower() and not future.done():
-                future.set_exception(Unauthorised(f"{self.where}: {error}"))
+        for call in list(self._calls.values()):
+            if call.subject.lower() == denied[1].lower():
+                self._fail(call, Unauthorised(f"{self.where}: {error}"))
 
-    def _lost(self, client: _Client) -> None:
+    def _lost(self, client: BrokerClient) -> None:
         if client is self._client:
             self._end_calls("the connection broke")
 
-    def _back(self, client: _Client) -> None:
+    def _back(self, client: BrokerClient) -> None:
         if client is self._client:
             _log.info("%s: connected again", self.where)
             self._tell_back()
@@ -245,26 +213,38 @@ class Link:
         for tell in list(self.on_back):
             tell()
 
-    def _gone(self, client: _Client) -> None:
+    def _gone(self, client: BrokerClient) -> None:
         """Replace a client that has given up: it does so when a server refuses it with an error."""
         if client is not self._client or self._closed:
             return
         self._end_calls("the connection was ended")
-        self._spawn(self._replace())
+        if not self._replacing:  # else it is noticed there
+            self._replacing = True
+            self._spawn(self._replace())
 
     async def _replace(self) -> None:
+        try:
+            await self._replace_client()
+        finally:
+            self._replacing = False
+
+    async def _replace_client(self) -> None:
         pause = 0.1
+        gone = self._client
         while not self._closed:
             try:
                 await self._open()
                 client = self._client
                 for listener in list(self._listeners):
                     await self._attach(listener)
-                if client is self._client:
+                if client is not None and not client.is_closed:
                     self._tell_back()
                     return
             except (BrokerkitError, nats.errors.Error, OSError) as error:
                 _log.warning("%s: cannot connect again: %s", self.where, error)
+            half, self._client = self._client, gone
+            if half is not None and half is not gone:
+                await _abandon(half, None)  # else what it listens to would come twice
             await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - jitter
             pause = min(_LONGEST_BACKOFF, pause * 2)
 
@@ -274,9 +254,14 @@ class Link:
         task.add_done_callback(self._tasks.discard)
 
     def _end_calls(self, why: str) -> None:
-        for future, _ in list(self._calls.values()):
-            if not future.done():
-                future.set_exception(NoAnswer(why))
+        for call in list(self._calls.values()):
+            self._fail(call, NoAnswer(why))
+
+    def _fail(self, call: Call, error: Exception) -> None:
+        self._calls.pop(call.number, None)
+        if not call.future.done():
+            call.future.set_exception(error)
+            call.future.exception()  # it is no news for the loop if nobody waits for it any more
 
     # -- what is asked of it
 
@@ -301,54 +286,82 @@ class Link:
         assert self._client is not None  # noqa: S101 - connected
         return str(self._client.new_inbox())
 
-    async def publish(
-        self, subject: str, data: bytes = b"", *, reply: str = "", headers: dict[str, str] | None = None
-    ) -> None:
+    async def publish(self, subject: str, data: bytes = b"", *, reply: str = "") -> None:
         """Write; nothing is known of the outcome. Raises `NoAnswer` if there is no connection: nothing is kept for later."""
+        self._put(_pub(subject, reply, data))
+        await self.room()
+
+    def _put(self, command: bytes) -> None:
         client = self._client
         if client is None or not client.is_connected:
             message = "there is no connection"
-            raise NoAnswer(message)
+            raise NoAnswer(message, written=False)
+        client.put(command)
+
+    @property
+    def full(self) -> bool:
+        """Say whether so much waits to be written that `room` is worth a wait."""
+        return self._client is not None and self._client.full
+
+    async def room(self) -> None:
+        """Wait while too much waits to be written. Raises `NoAnswer` if that ends badly."""
+        client = self._client
+        if client is None or not client.full:
+            return
         try:
-            await client.publish(subject, data, reply, headers)
+            await client.room()
         except (nats.errors.Error, OSError) as error:
             raise NoAnswer(str(error)) from error
 
-    async def start_call(
-        self, subject: str, data: bytes = b"", headers: dict[str, str] | None = None
-    ) -> "asyncio.Future[Incoming]":
-        """Write a request and return the future of its answer; who drops it cancels it."""
+    def begin(self, subject: str, data: bytes = b"", head: bytes | None = None, before: bytes = b"") -> Call:
+        """
+        Write a request, at once and without a look at how much is waiting; who drops the answer calls `forget`.
+
+        head: its headers as they are on the wire. before: commands that are written with it. Raises `NoAnswer`, nothing
+        written, if there is no connection. The future ends with the answer or with `NoAnswer` or `Unauthorised`.
+        """
         self._count += 1
         number = str(self._count)
-        future: asyncio.Future[Incoming] = asyncio.get_running_loop().create_future()
-        future.add_done_callback(_retrieve)
-        self._calls[number] = (future, subject)
-        try:
-            await self.publish(subject, data, reply=f"{self._inbox}.{number}", headers=headers)
-        except BaseException:
-            del self._calls[number]
-            raise
-        future.add_done_callback(lambda _: self._calls.pop(number, None))
-        return future
+        reply = f"{self._inbox}.{number}"
+        self._put(
+            before + (_pub(subject, reply, data) if head is None else _hpub(subject, reply, head, data))
+        )
+        call = Call(number, subject, asyncio.get_running_loop().create_future())
+        self._calls[number] = call
+        return call
 
-    async def call(self, subject: str, data: bytes = b"", *, timeout: float) -> Incoming:
-        """Ask and return the answer. Raises `NoAnswer`; `responders` is False if nobody listens there."""
-        future = await self.start_call(subject, data)
-        await asyncio.wait([future], timeout=timeout)
-        if not future.done():
-            future.cancel()
+    def forget(self, call: Call) -> None:
+        """Listen no more for the answer."""
+        self._calls.pop(call.number, None)
+
+    async def call(
+        self, subject: str, data: bytes = b"", *, timeout: float, before: Sequence[tuple[str, bytes]] = ()
+    ) -> Incoming:
+        """
+        Ask and return the answer. before: messages that are written just before, all in one.
+
+        Raises `NoAnswer`; `responders` is False if nobody listens there, `written` if there was no connection.
+        """
+        call = self.begin(subject, data, before=b"".join(_pub(to, "", what) for to, what in before))
+        try:
+            await self.room()
+            await asyncio.wait([call.future], timeout=timeout)
+        finally:
+            self.forget(call)
+        answer = call.future.result() if call.future.done() else None
+        if answer is None:
             message = f"no answer from {subject} within {timeout:g} s"
             raise NoAnswer(message)
-        return future.result()
+        return answer
 
     def _answered(self, message: Incoming) -> None:
-        call = self._calls.get(message.subject.rpartition(".")[2])
-        if call is None or call[0].done():
+        call = self._calls.pop(message.subject.rpartition(".")[2], None)
+        if call is None or call.future.done():
             return
         if message.headers.get("Status") == "503":
-            call[0].set_exception(NoAnswer(f"nothing listens at {call[1]}", responders=False))
+            self._fail(call, NoAnswer(f"nothing listens at {call.subject}", responders=False))
         else:
-            call[0].set_result(message)
+            call.future.set_result(message)
 
     async def listen(self, subject: str, on_message: OnMessage) -> Listener:
         """Subscribe; what comes is passed on at once, on every connection from now on."""
@@ -362,10 +375,7 @@ class Link:
 
     async def _attach(self, listener: Listener) -> None:
         assert self._client is not None  # noqa: S101 - connected
-        client: Any = self._client  # a future in its signature has no type
-        listener.native = await client.subscribe(
-            listener.subject, cb=listener.hear, pending_msgs_limit=0, pending_bytes_limit=0
-        )
+        listener.native = await self._client.listen(listener.subject, listener.on_message)
 
     async def drain(self, listener: Listener, timeout: float = _FLUSH) -> None:
         """Unsubscribe, and return when all that the server had sent before has been passed on, or the time is over."""
@@ -394,7 +404,22 @@ class Link:
         self._listeners.clear()
 
 
-async def _abandon(client: Client, connecting: "asyncio.Future[None] | None") -> None:
+def _pub(subject: str, reply: str, data: bytes) -> bytes:
+    return b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), reply.encode(), len(data), data)
+
+
+def _hpub(subject: str, reply: str, head: bytes, data: bytes) -> bytes:
+    return b"HPUB %b %b %d %d\r\n%b%b\r\n" % (
+        subject.encode(),
+        reply.encode(),
+        len(head),
+        len(head) + len(data),
+        head,
+        data,
+    )
+
+
+async def _abandon(client: BrokerClient, connecting: "asyncio.Future[None] | None") -> None:
     """Let go of a client that is not used."""
     ending: list[asyncio.Future[None]] = [asyncio.ensure_future(client.close())]
     if connecting is not None:

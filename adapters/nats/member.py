@@ -22,7 +22,7 @@ from brokerkit.adapters.nats.returns import Returns
 from brokerkit.adapters.nats.servertime import ServerTime
 from brokerkit.adapters.nats.source import ACK, PROGRESS, Source, nak
 from brokerkit.adapters.nats.tallies import Tallies
-from brokerkit.adapters.nats.wire import after_of, decode, read_receipt
+from brokerkit.adapters.nats.wire import AFTER, after_of, decode, read_receipt
 from brokerkit.delivery import Delivery
 from brokerkit.errors import ConnectionLost, SettleError, Stale, Unavailable
 from brokerkit.message import Address
@@ -84,6 +84,11 @@ class Member:
         self._closing: asyncio.Task[None] | None = None
         self._ticker: asyncio.TimerHandle | None = None
         self._tick_length = min(_LONGEST_TICK, site.lease / _TICKS)
+
+    @property
+    def alive(self) -> float:
+        """Return when this loop was last seen to turn: what arrives now was sent after that."""
+        return self._alive
 
     # -- what a subclass says
 
@@ -198,13 +203,21 @@ class Member:
             )
             await source.send(written)
         except (NoAnswer, ApiError) as error:
+            if isinstance(error, NoAnswer) and not error.written:
+                self._not_returned(source, part)
             return Unavailable(f"{self.site.link.where}: {error}")
         for _, held, settlement in part:
-            if self.held.get((held.source, held.seq)) is held:
+            if self.held.get(held.key) is held:
                 self.drop(held)
             if isinstance(settlement, Ack):
                 self.site.returns.forget(source.stream, source.name, held.identity)
         return None
+
+    def _not_returned(self, source: Source, part: Sequence[tuple[int, Held, Ack | Retry]]) -> None:
+        for _, held, settlement in part:
+            if isinstance(settlement, Retry):
+                held.returned = False
+                self.site.returns.take_back(source.stream, source.name, held.identity)
 
     async def hold(self, deliveries: Sequence[Delivery]) -> Sequence[SettleError | None]:
         """Renew the leases of deliveries, confirmed by the server; `Stale` for what is no longer ours."""
@@ -239,7 +252,7 @@ class Member:
 
     def _held_of(self, delivery: Delivery) -> Held | None:
         held = delivery.receipt
-        if isinstance(held, Held) and self.held.get((held.source, held.seq)) is held:
+        if isinstance(held, Held) and self.held.get(held.key) is held:
             return held
         return None
 
@@ -301,9 +314,11 @@ class Member:
             have = None
         if have is not None and have.identity == identity and self.ours(have, now):
             have.reply, have.deliveries = message.reply, receipt.deliveries
+            if source.credit == 0:
+                self._hungry(source)
             return  # the server has forgotten that it is here: it lost the last second of its memory
         address = self.address_of(source)
-        after = after_of(message.headers) if address.place == "inlet" else 0.0
+        after = after_of(message.headers) if AFTER in message.headers and address.place == "inlet" else 0.0
         if after > 0 and self._too_early(source, message, identity, after):
             return
         delivery = Delivery(
@@ -325,7 +340,7 @@ class Member:
         delivery.receipt = held
         if have is not None:
             self.lose([have])
-        self.held[source, receipt.seq] = held
+        self.held[held.key] = held
         self.place(held)
 
     def address_of(self, source: Source) -> Address:
@@ -333,6 +348,8 @@ class Member:
         raise NotImplementedError
 
     def _returns(self, source: Source, identity: Identity, deliveries: int, *, delayed: bool) -> int:
+        if deliveries == 1:
+            return 0
         known = self.site.returns.count(source.stream, source.name, identity)
         if delayed and not known and deliveries > 1:
             known = 1  # a delayed copy comes once before its time, to whoever asks, and goes back
@@ -360,7 +377,7 @@ class Member:
 
     def drop(self, held: Held) -> None:
         """Forget one that has been settled."""
-        self.held.pop((held.source, held.seq), None)
+        self.held.pop(held.key, None)
         self.settled(held)
 
     def lose(self, lost: Iterable[Held]) -> None:
@@ -372,8 +389,8 @@ class Member:
     def _forget(self, lost: Iterable[Held]) -> list[Delivery]:
         out: list[Delivery] = []
         for held in lost:
-            if self.held.get((held.source, held.seq)) is held:
-                del self.held[held.source, held.seq]
+            if self.held.get(held.key) is held:
+                del self.held[held.key]
                 self.settled(held)
                 if held.out:
                     out.append(held.delivery)

@@ -61,6 +61,7 @@ class Partition:
         self._task: asyncio.Task[None] | None = None
         self._arrival = asyncio.Event()
         self._renewed = 0.0
+        self._pin_ends = 0.0
         self._busy = False
         self._unwanted = False
         self._vacant = 0.0
@@ -134,10 +135,9 @@ class Partition:
         if self._task is not None:
             self._task.cancel()
         held = [each for each in self._member.held.values() if each.source is self.source]
-        pinned = self.pin is not None and (self.state == "taking" or self.confirmed(self._loop.time()))
         await self._member.give_back(held)
         self._member.forget_quietly(held)
-        if pinned:
+        if self.pin is not None and self._loop.time() < self._pin_ends:  # else it may be the next owner's
             with contextlib.suppress(NoAnswer, ApiError):
                 await self._member.site.api.unpin(self.source.stream, self.source.name, GROUP)
         self._reset()
@@ -146,7 +146,7 @@ class Partition:
         self.state = "idle"
         self._vacant = 0.0
         self.pin = None
-        self.until = 0.0
+        self.until = self._pin_ends = 0.0
         self.waiting.clear()
         self._taken.clear()
         self.source.fields = {"group": GROUP} if self._pins else {}
@@ -192,6 +192,7 @@ class Partition:
 
     def _pinned(self, pin: str) -> None:
         self.pin = pin
+        self._pin_ends = self._member.alive + self._timeout * _MARGIN
         self.state = "taking"
         self.source.fields = {"group": GROUP, "id": pin}
         self._task = self._loop.create_task(self._take_over(pin))
@@ -201,14 +202,14 @@ class Partition:
         """Ask for what the last owner left, and open when all of it is here."""
         asked = False
         while True:
-            info = await self._confirm(renew=not asked or self._renewal_due())
+            here = len(self._taken)  # what comes behind the answer is not in its numbers
+            info = await self._confirm(renew=not self.until or self._renewal_due())
             if self.pin != pin or self.state != "taking":
                 return
             if info is not None:
-                short = int(info["num_ack_pending"]) - len(self._taken)
+                short = int(info["num_ack_pending"]) - here
                 if not asked:
-                    asked = True
-                    await self._call_back(info, spare=set(self._taken))
+                    asked = await self._call_back(info, spare=set(self._taken))
                 elif short <= 0:
                     break
                 if self.source.credit < short:  # what is new may have used up what was asked for
@@ -223,11 +224,15 @@ class Partition:
         self._member.changed()
         self._member.wake()
 
-    async def _call_back(self, info: dict[str, Any], spare: set[int]) -> None:
-        """Nak all that may be out and is not in our hands, so that it comes back at once, in order, before what is new."""
+    async def _call_back(self, info: dict[str, Any], spare: set[int]) -> bool:
+        """
+        Nak all that may be out and is not in our hands, so that it comes back at once, in order, before what is new.
+
+        False if the server did not answer.
+        """
         floor, delivered = int(info["ack_floor"]["stream_seq"]), int(info["delivered"]["stream_seq"])
         if int(info["num_ack_pending"]) <= len(spare) or delivered <= floor:
-            return
+            return True
         seqs = [seq for seq in range(floor + 1, delivered + 1) if seq not in spare]
         if (
             len(seqs) > _FURTHEST
@@ -237,9 +242,12 @@ class Partition:
         start = f"$JS.ACK.{self.source.stream}.{self.source.name}.1"
         for at in range(0, len(seqs), _CHUNK):
             part = [(f"{start}.{seq}.{number}.{now}.0", nak(0)) for seq in seqs[at : at + _CHUNK]]
-            with contextlib.suppress(NoAnswer):
+            try:
                 await self.source.send(part, timeout=self._timeout)
+            except NoAnswer:
+                return False
             await asyncio.sleep(0)
+        return True
 
     # -- the pin
 
@@ -260,9 +268,9 @@ class Partition:
     async def _confirm(self, *, renew: bool) -> dict[str, Any] | None:
         """See that the server still knows the pin; to renew it, ask for something with it first."""
         pin, now = self.pin, self._loop.time()
-        if renew:
+        written = renew and await self.source.request(1)
+        if written:
             self._renewed = now
-            await self.source.request(1)
         try:
             info = await self._member.site.api.consumer(
                 self.source.stream, self.source.name, timeout=self._timeout / _RENEWALS
@@ -274,8 +282,8 @@ class Partition:
         if info is None or _pin_in(info) != pin:
             self.lose("the server has another owner, or none")
             return None
-        if renew:
-            self.until = now + self._timeout * _MARGIN
+        if written:
+            self.until = self._pin_ends = now + self._timeout * _MARGIN
         return info
 
     async def _rouse(self) -> None:

@@ -45,6 +45,14 @@ class Places:
         self._streams.discard(names.stream(channel, "inlet"))
         self._streams.discard(names.stream(channel, "dead"))
 
+    def known(self, channel: str) -> Channel | None:
+        """Return a channel that was found before."""
+        return self._channels.get(channel)
+
+    def has(self, channel: str, place: str) -> bool:
+        """Say whether the stream of a channel's inlets or dead letters was found before."""
+        return names.stream(channel, place) in self._streams
+
     async def channel(self, name: str, *, create: bool | None = None) -> Channel:
         """Return a channel, made if need be; raises `NotFound` if it is missing and may not be made."""
         known = self._channels.get(name)

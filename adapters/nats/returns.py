@@ -30,6 +30,14 @@ class Returns:
         if len(self._counts) > self._most:
             self._counts.popitem(last=False)
 
+    def take_back(self, stream: str, consumer: str, identity: Identity) -> None:
+        """Take back what was noted last: nothing was returned."""
+        key = (stream, consumer, identity)
+        if self._counts.get(key, 0) > 1:
+            self._counts[key] -= 1
+        else:
+            self._counts.pop(key, None)
+
     def count(self, stream: str, consumer: str, identity: Identity) -> int:
         """Return how many are known."""
         return self._counts.get((stream, consumer, identity), 0)

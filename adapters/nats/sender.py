@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from brokerkit.adapters.nats import names
 from brokerkit.adapters.nats.api import read_answer
 from brokerkit.adapters.nats.failure import ApiError, NoAnswer, as_send_error, meaning
-from brokerkit.adapters.nats.link import Incoming, Link
+from brokerkit.adapters.nats.link import Call, Incoming, Link
+from brokerkit.adapters.nats.patience import Patience
 from brokerkit.adapters.nats.places import Places
 from brokerkit.adapters.nats.topology import Channel
-from brokerkit.adapters.nats.wire import encode, size_of
+from brokerkit.adapters.nats.wire import encode, head_of
 from brokerkit.errors import (
     BrokerkitError,
     Closed,
@@ -48,6 +49,7 @@ class Sender:
         self._link = link
         self._places = places
         self._timeout = timeout
+        self._patience = Patience(timeout)
         self._max_delay = max_delay
         self._turn = itertools.count()
         self._routed: dict[str, float] = {}
@@ -61,11 +63,38 @@ class Sender:
         must_route: bool,
         most: int,
     ) -> list[SendError | None]:
-        """Send; runs on when its caller is cancelled, so that nothing is half written."""
+        """Send; what has been begun runs on when its caller is cancelled, so that nothing is half written."""
         if not messages:
             return []
+        if len(messages) == 1:
+            outcome = await self._send_one(to, messages[0], delays[0], must_route=must_route, most=most)
+            if not isinstance(outcome, NotFound):
+                return [outcome]
         work = asyncio.ensure_future(self._send(to, messages, delays, must_route=must_route, most=most))
         return await asyncio.shield(work)
+
+    async def _send_one(
+        self, to: Address, message: Message, after: float, *, must_route: bool, most: int
+    ) -> SendError | None:
+        """Send to a place that is known, with neither a task nor a timer of its own; `NotFound` if it is not."""
+        channel = self._places.known(to.channel) if to.place is None else None
+        known = self._places.has(to.channel, to.place) if to.place else channel and not _is_pattern(channel)
+        if not known or must_route or self._link.full:
+            return NotFound(str(to))
+        begun = self._begin(to, channel, message, after, most)
+        if isinstance(begun, SendError):
+            return begun
+        self._patience.add(begun.future)
+        try:
+            await begun.future
+        except (NoAnswer, Unauthorised):
+            pass  # what it means is read from the future
+        finally:
+            self._link.forget(begun)
+        outcome = self._outcome(begun)
+        if isinstance(outcome, NotFound):
+            self._places.forget(to.channel)
+        return outcome
 
     async def _send(
         self,
@@ -103,7 +132,7 @@ class Sender:
             await self._places.own(to.channel, to.place)
             return None
         channel = await self._places.channel(to.channel)
-        if "*" in channel.subjects[0] or channel.subjects[0].endswith(">"):
+        if _is_pattern(channel):
             message = (
                 f"channel {to.channel!r} adopts {channel.subjects[0]!r}, which can be read and not be sent to"
             )
@@ -140,45 +169,49 @@ class Sender:
         deadline: float,
     ) -> list[tuple[int, SendError | None]]:
         outcomes: list[tuple[int, SendError | None]] = []
-        waiting: list[tuple[int, asyncio.Future[Incoming]]] = []
+        waiting: list[tuple[int, Call]] = []
         for index, message, after in part:
-            begun = await self._begin(to, channel, message, after, most)
+            if self._link.full:
+                await self._link.room()
+            begun = self._begin(to, channel, message, after, most)
             if isinstance(begun, SendError):
                 outcomes.append((index, begun))
             else:
                 waiting.append((index, begun))
-        futures = [future for _, future in waiting]
+        futures = [call.future for _, call in waiting]
         if futures:
             left = max(0.0, deadline - asyncio.get_running_loop().time())
             await asyncio.wait(futures, timeout=left)
-        outcomes += [(index, self._outcome(future)) for index, future in waiting]
+        for index, call in waiting:
+            self._link.forget(call)
+            outcomes.append((index, self._outcome(call)))
         return outcomes
 
-    async def _begin(
+    def _begin(
         self, to: Address, channel: Channel | None, message: Message, after: float, most: int
-    ) -> "asyncio.Future[Incoming] | SendError":
+    ) -> Call | SendError:
         if message.size > most:
             return TooLarge(f"{message.size} bytes with headers; at most {most}")
         if not after <= self._max_delay:
             return DelayTooLong(f"after={after}: at most {self._max_delay:.0f} seconds")
-        headers = encode(message, scope=to.group or "", after=after)
-        size, limit = size_of(headers, message.body), self._link.max_payload
+        head = head_of(encode(message, scope=to.group or "", after=after))
+        size, limit = len(head) + len(message.body), self._link.max_payload
         if size > limit:
             # a larger one would make the server end the connection, and the client give up
             return TooLarge(f"{size} bytes on the wire, headers included; the server takes {limit}")
         try:
-            return await self._link.start_call(self._subject(to, channel, message.key), message.body, headers)
+            return self._link.begin(self._subject(to, channel, message.key), message.body, head)
         except NoAnswer as error:
             return ConnectionLost(f"{self._link.where}: {error}")
 
-    def _outcome(self, future: "asyncio.Future[Incoming]") -> SendError | None:
-        where = self._link.where
-        if not future.done():
-            future.cancel()
-            return PublishUnknown(f"{where}: no confirmation within {self._timeout:g} s")
-        error = future.exception()
+    def _outcome(self, call: Call) -> SendError | None:
+        where, future = self._link.where, call.future
+        error = future.exception() if future.done() else None
         if error is None:
-            return self._read(future.result())
+            answer = future.result() if future.done() else None
+            if answer is None:
+                return PublishUnknown(f"{where}: no confirmation within {self._timeout:g} s")
+            return self._read(answer)
         if isinstance(error, Unauthorised | Closed):
             return error
         if isinstance(error, NoAnswer) and not error.responders:
@@ -200,3 +233,7 @@ class Sender:
         except ValueError:
             return PublishUnknown(f"{self._link.where}: the confirmation cannot be read")
         return None
+
+
+def _is_pattern(channel: Channel) -> bool:
+    return "*" in channel.subjects[0] or channel.subjects[0].endswith(">")

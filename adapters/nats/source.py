@@ -86,14 +86,14 @@ class Source:
         if self.credit * 2 <= wanted and wanted > 0:
             await self.request(wanted - self.credit)
 
-    async def request(self, count: int) -> None:
-        """Ask for so many more."""
+    async def request(self, count: int) -> bool:
+        """Ask for so many more, and say whether that was written."""
         if self._deaf and self._listener is not None:
             await self._renew_inbox()
         listener = self._listener
         now = asyncio.get_running_loop().time()
         if listener is None or now < self._not_before:
-            return
+            return False
         if self.credit == 0:
             self._heard = now
         self.credit += count
@@ -107,6 +107,8 @@ class Source:
             await self.link.publish(self._next, json.dumps(body).encode(), reply=listener.subject)
         except NoAnswer:
             self.credit = max(0, self.credit - count)
+            return False
+        return True
 
     async def _renew_inbox(self) -> None:
         """Listen anew: the server may have lost the inbox, and then drops every answer in silence."""
@@ -142,12 +144,10 @@ class Source:
         """
         Write settlements in order and wait until the server has processed them: it does so in order, so the last answers for all.
 
-        Raises `NoAnswer`; what was written may have been processed.
+        Raises `NoAnswer`; what was written may have been processed. They are written all or none.
         """
         *first, (reply, last) = settlements
-        for subject, data in first:
-            await self.link.publish(subject, data)
-        await self.link.call(reply, last, timeout=timeout)
+        await self.link.call(reply, last, timeout=timeout, before=first)
 
     async def send_for(self, held: Sequence[Held], data: bytes, *, timeout: float = _ANSWER) -> None:
         """Write the same settlement for several."""

@@ -18,6 +18,7 @@ __all__ = ["PLACE", "Tallies"]
 PLACE = "tallies"
 _KEPT = 7 * 86_400 * 1_000_000_000
 _TIMEOUT = 5.0
+_MOST_UNSURE = 10_000
 
 
 class Tallies:
@@ -36,6 +37,8 @@ class Tallies:
         self._filter = f"{names.token(at.channel)}--{PLACE}.>"
         self._replicas = replicas
         self._lock = asyncio.Lock()
+        self._unsure: dict[str, tuple[int, int]] = {}
+        """Changes of which nobody knows whether they were stored: the counts before and after, by subject."""
 
     async def tally(self, changes: Sequence[tuple[str, int]]) -> Sequence[int | SettleError]:
         """Change the counts one after the other."""
@@ -49,19 +52,29 @@ class Tallies:
         return counts
 
     async def _change(self, subject: str, change: int) -> int:
-        before = await self._look(subject)
+        stored = await self._look(subject)
+        before = stored
+        unsure = self._unsure.pop(subject, None)
+        if unsure is not None and stored in unsure:
+            before = unsure[0]  # whoever asked for that change was told that it failed
         after = max(0, before + change)
-        if after == before:
-            return after
+        if after != stored:
+            if len(self._unsure) >= _MOST_UNSURE:
+                del self._unsure[next(iter(self._unsure))]
+            self._unsure[subject] = before, after
+            await self._store(subject, after)
+            del self._unsure[subject]
+        return after
+
+    async def _store(self, subject: str, count: int) -> None:
         try:
-            if after:
-                await self._write(subject, after)
+            if count:
+                await self._write(subject, count)
             else:
                 await self._api.ask(f"STREAM.PURGE.{self._stream}", {"filter": subject})
         except NoAnswer:
-            if await self._look(subject) != after:  # it was not written, or nobody can say
+            if await self._look(subject) != count:  # it was not stored, or not yet
                 raise
-        return after
 
     async def _look(self, subject: str) -> int:
         try:

@@ -9,13 +9,14 @@ import base64
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from brokerkit.message import Header, Message
 from brokerkit.packing import NAME, pack, unpack
 
-__all__ = ["AFTER", "Receipt", "after_of", "decode", "encode", "headers_in", "read_receipt", "size_of"]
+__all__ = ["AFTER", "Receipt", "after_of", "decode", "encode", "head_of", "headers_in", "read_receipt"]
 
 AFTER = "bk-after"
 """Milliseconds, counted from the server's time of storing, before which a message of an inlet is not handed out."""
@@ -28,10 +29,9 @@ _SERVERS = "nats-"
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(r"[!-~](?:[ -~]*[!-~])?")
 _ID = re.compile(r"[!-~]{1,200}")
-_LINE = 4
-_FRAME = 12
 _V1 = 9
 _SAFE = "!#$&'()*+,/:;=?@[]"
+_AS_IT_IS = re.compile(rb"[0-9A-Za-z_.~-]*")
 _DIGITS = 15
 
 
@@ -53,12 +53,14 @@ def encode(message: Message, *, scope: str = "", after: float = 0) -> dict[str, 
 
     scope: goes before the copy's id, so that two groups' copies in one stream are never taken for one. after: seconds.
     """
-    native, packed = pack(message.headers, carried)
-    headers = dict(native)
-    if packed is not None:
-        headers[NAME] = packed
+    headers: dict[str, str] = {}
+    if message.headers:
+        native, packed = pack(message.headers, carried)
+        headers.update(native)
+        if packed is not None:
+            headers[NAME] = packed
     if message.key is not None:
-        headers[_KEY] = quote_from_bytes(message.key, _SAFE)
+        headers[_KEY] = _quoted_bytes(message.key)
     if message.content_type is not None:
         headers[_CONTENT_TYPE] = _quoted(message.content_type)
     if message.copy_id is not None:
@@ -68,6 +70,11 @@ def encode(message: Message, *, scope: str = "", after: float = 0) -> dict[str, 
     return headers
 
 
+def _quoted_bytes(key: bytes) -> str:
+    return key.decode() if _AS_IT_IS.fullmatch(key) else quote_from_bytes(key, _SAFE)
+
+
+@lru_cache(maxsize=1000)
 def _quoted(text: str) -> str:
     made = quote_from_bytes(text.encode("utf-8", "surrogatepass"), " " + _SAFE)
     return made if made == made.strip() else made.replace(" ", "%20")
@@ -80,9 +87,10 @@ def _named(scope: str, copy_id: str) -> str:
     return f"{scope}#{hashlib.blake2b(copy_id.encode('utf-8', 'surrogatepass'), digest_size=20).hexdigest()}"
 
 
-def size_of(headers: Mapping[str, str], body: bytes) -> int:
-    """Return the bytes that count towards the server's `max_payload`."""
-    return _FRAME + sum(len(name) + len(value) + _LINE for name, value in headers.items()) + len(body)
+def head_of(headers: Mapping[str, str]) -> bytes:
+    """Return headers as they are on the wire; with the body they count towards the server's `max_payload`."""
+    lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
+    return f"NATS/1.0\r\n{''.join(lines)}\r\n".encode()
 
 
 def decode(headers: Iterable[tuple[str, str]], body: bytes) -> Message:
@@ -96,14 +104,19 @@ def decode(headers: Iterable[tuple[str, str]], body: bytes) -> Message:
         if lowered.startswith(_SERVERS) or lowered == AFTER:
             continue
         if lowered == _KEY:
-            key = unquote_to_bytes(value)
+            key = unquote_to_bytes(value) if "%" in value else value.encode()
         elif lowered == _CONTENT_TYPE:
-            content_type = unquote_to_bytes(value).decode("utf-8", "replace")
+            content_type = unquote_to_bytes(value).decode("utf-8", "replace") if "%" in value else value
         elif lowered == NAME:
             packed = value
         else:
             native.append((name, value))
-    return Message(body=body, content_type=content_type, key=key, headers=unpack(native, packed))
+    return Message(
+        body=body,
+        content_type=content_type,
+        key=key,
+        headers=unpack(native, packed) if packed or native else (),
+    )
 
 
 def after_of(headers: Mapping[str, str] | None) -> float:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brokerkit.adapters.nats import wire
+from brokerkit.adapters.nats.reading import read_headers
 from brokerkit.adapters.nats.servertime import ServerTime, nanoseconds
 from brokerkit.message import Address, Message
 from tests.adapters.nats.conftest import Connect
@@ -56,14 +57,12 @@ def test_nothing_of_a_sender_s_acts_on_the_server(message: Message) -> None:
 
 
 @given(MESSAGES)
-def test_the_size_is_what_the_client_writes(message: Message) -> None:
+def test_headers_are_written_as_they_are_read(message: Message) -> None:
     encoded = wire.encode(message)
-    written = (
-        b"NATS/1.0\r\n"
-        + b"".join(f"{name}: {value}\r\n".encode() for name, value in encoded.items())
-        + b"\r\n"
-    )
-    assert wire.size_of(encoded, message.body) == len(written) + len(message.body)
+    head = wire.head_of(encoded)
+    assert head.startswith(b"NATS/1.0\r\n")
+    assert head.endswith(b"\r\n\r\n") or not encoded
+    assert read_headers(head) == encoded
 
 
 @pytest.mark.parametrize(
