@@ -22,6 +22,7 @@ __all__ = ["Intake", "Take"]
 _ATTRIBUTES = ("ApproximateFirstReceiveTimestamp", "ApproximateReceiveCount", "SentTimestamp")
 _PATIENCE = 5.0
 _LONGEST_BACKOFF = 5.0
+_SHORTEST_REST, _LONGEST_REST = 0.01, 0.1
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ Take = Callable[[Source, Sequence[dict[str, Any]], float], int]
 class Intake:
     """
     Polls one queue as long as something is wanted: one poll while it is quiet, several while answers come back full.
+
+    With `poll=0` the service answers at once, and a quiet queue is asked again after a rest of up to 0.1 s.
 
     A failing poll is tried again with growing pauses for 5 s; then `fail` is told, and it goes on.
     """
@@ -47,6 +50,7 @@ class Intake:
         self._polls: set[asyncio.Task[None]] = set()
         self._failures = 0
         self._failing = 0.0
+        self._rest = _SHORTEST_REST
         self._pause: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -112,8 +116,16 @@ class Intake:
         elif not found:
             self._allowed = 1
         self._wanted = max(self._wanted - ready, 0)
-        # this task is still in the set of polls: seek when it is out of it
-        loop.call_soon(self._seek_again)
+        self._rest = _SHORTEST_REST if found else min(self._rest * 2, _LONGEST_REST)
+        if not found and not options.poll:
+            self._wait(self._rest)
+        else:
+            # this task is still in the set of polls: seek when it is out of it
+            loop.call_soon(self._seek_again)
+
+    def _wait(self, seconds: float) -> None:
+        if self._pause is None and not self._closed:
+            self._pause = asyncio.get_running_loop().call_later(seconds, self._seek_again)
 
     def _seek_again(self) -> None:
         self._pause = None
@@ -136,6 +148,5 @@ class Intake:
             if error.status:
                 self._desk.queues.forget(queue)
             self._fail(ConnectionLost(f"{what} cannot be read: {error}"))
-        if self._pause is None:
-            ceiling = min(_LONGEST_BACKOFF, 0.1 * 2.0 ** min(self._failures, 10))
-            self._pause = loop.call_later(random.uniform(ceiling / 4, ceiling), self._seek_again)  # noqa: S311 - jitter
+        ceiling = min(_LONGEST_BACKOFF, 0.1 * 2.0 ** min(self._failures, 10))
+        self._wait(random.uniform(ceiling / 4, ceiling))  # noqa: S311 - jitter

@@ -391,7 +391,7 @@ class SqsSubscription:
     async def _leave(self) -> None:
         self._stop_watch()
         try:
-            wait = min(self._desk.options.poll + 0.5, 5.0)
+            wait = min(self._desk.options.poll + 2.0, 5.0)
             await asyncio.gather(*(intake.close(wait) for intake in self._intakes))
             with suppress(TimeoutError):
                 async with asyncio.timeout(_CLOSE):

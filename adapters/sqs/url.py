@@ -39,10 +39,10 @@ class Options:
     What was asked for; durations in seconds.
 
     text: the URL without its secrets. endpoint: None lets botocore find it. region: None takes it from the environment or
-    the profile. lease: visibility time of what is held. poll: how long one poll waits. polls: most polls of one queue at
-    once. groups_age: how old a publisher's list of a channel's groups may be, and how long a new group waits for all
-    publishers to know it: the same for all who share a channel. sns: `off`, `on` (standard topics) or `fifo`.
-    unrouted: how many messages without a group are kept for each channel. provisioning: `create` or `off`.
+    the profile. lease: visibility time of what is held. poll: how long one poll waits; 0 does not wait, and asks again.
+    polls: most polls of one queue at once. groups_age: how old a publisher's list of a channel's groups may be, and how
+    long a new group waits for all publishers to know it: the same for all who share a channel. sns: `off`, `on` (standard
+    topics) or `fifo`. unrouted: how many messages without a group are kept for each channel. provisioning: `create` or `off`.
     """
 
     url: BrokerUrl
@@ -121,7 +121,7 @@ def _made(url: BrokerUrl, endpoint: str | None, region: str | None, near: bool) 
         near=near,
         region=given,
         lease=_whole(url, "lease", 60, 2, 39_600),
-        poll=_whole(url, "poll", 5, 1, 20),
+        poll=_whole(url, "poll", 5, 0, 20),
         polls=_whole(url, "polls", 8, 1, 64),
         groups_age=url.number("groups_age", 5.0, least=0.02, most=300.0),
         send_timeout=url.number("send_timeout", 10.0, least=0.5, most=300.0),

@@ -46,6 +46,7 @@ class Parking:
         self._keeper = keeper
         self._counted = -math.inf
         self._crowded = False
+        self._counting = asyncio.Lock()
 
     def left(self, raw: dict[str, Any], after: float) -> float:
         """Return how many seconds are left of a copy's delay."""
@@ -78,17 +79,20 @@ class Parking:
     async def _is_crowded(self) -> bool:
         """Say whether so many are in flight that the broker's limit of 120,000 is near."""
         loop = asyncio.get_running_loop()
-        if loop.time() - self._counted > _CROWD_AGE:
-            self._counted = loop.time()
-            name = "ApproximateNumberOfMessagesNotVisible"
-            try:
-                found = await self._desk.queues.attributes(self._source.queue, [name])
-            except CallFailed:
-                return (
-                    self._crowded
-                )  # whoever may not read attributes parks, and meets the limit at twice as many
-            self._crowded = int(found.get(name, 0)) > _CROWD
+        async with self._counting:
+            if loop.time() - self._counted > _CROWD_AGE:
+                self._crowded = await self._count()
+                self._counted = loop.time()
         return self._crowded
+
+    async def _count(self) -> bool:
+        name = "ApproximateNumberOfMessagesNotVisible"
+        try:
+            found = await self._desk.queues.attributes(self._source.queue, [name])
+        except CallFailed:
+            # whoever may not read attributes parks, and meets the limit at twice as many
+            return self._crowded
+        return int(found.get(name, 0)) > _CROWD
 
     async def _hop(self, copies: Sequence[tuple[Held, float, dict[str, Any]]]) -> None:
         """

@@ -189,6 +189,33 @@ async def test_a_copy_that_is_being_sent_on_is_kept_from_others_for_as_long_as_t
     await watch.subscription.close()
 
 
+async def test_copies_that_come_while_the_crowd_is_counted_are_sent_on_like_those_before_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    service = Service()
+    watch = Watch(service)
+    counted, go = asyncio.Event(), asyncio.Event()
+
+    async def count(self: Directory, *_: object) -> dict[str, str]:
+        counted.set()
+        await go.wait()
+        return {"ApproximateNumberOfMessagesNotVisible": "60001"}
+
+    monkeypatch.setattr(Directory, "attributes", count)
+    service.put(1, INLET, **delayed_copy())
+    receiving = asyncio.create_task(watch.subscription.receive(10))
+    await counted.wait()
+    service.put(1, INLET, **delayed_copy())
+    await service.until(lambda: len(watch.subscription._tasks) == 2)
+    await turns()
+    go.set()
+    await asyncio.gather(*watch.subscription._tasks)
+    assert len(service.entries("SendMessageBatch")) == 2
+    assert not service.entries("ChangeMessageVisibilityBatch")
+    receiving.cancel()
+    await watch.subscription.close()
+
+
 async def test_a_copy_whose_lease_has_ended_while_the_crowd_was_counted_is_left_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
