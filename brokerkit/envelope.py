@@ -14,9 +14,11 @@ import binascii
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
+from json.encoder import encode_basestring as _quoted
 from types import MappingProxyType
 from typing import Any, Literal
 from urllib.parse import quote, unquote
@@ -43,8 +45,24 @@ _SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in ' "%
 _decoder = json.JSONDecoder()
 _DATA = b',"data":'
 _MICROS = 1_000_000
-_write = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _SPACE = b" \t\n\r"
+
+# What `_structured` writes of an event without extensions, when no text needs an escape
+_TEXT_OF = rb'"([^"\\\x00-\x1f]+)"'
+_ordinary = re.compile(
+    rb'\{"specversion":"1\.0","id":'
+    + _TEXT_OF
+    + rb',"source":'
+    + _TEXT_OF
+    + rb',"type":'
+    + _TEXT_OF
+    + rb'(?:,"subject":'
+    + _TEXT_OF
+    + rb')?(?:,"time":'
+    + _TEXT_OF
+    + rb')?,"datacontenttype":"application/json"'
+    + _DATA
+).match
 
 # Parses JSON without making objects of it: any value fails to be null, and the failure has a default
 _json = pydantic_core.SchemaValidator(
@@ -126,7 +144,8 @@ def _attributes(event: Event[bytes]) -> dict[str, str]:
 
 
 def _structured(event: Event[bytes], is_json: bool) -> bytes:
-    head = _write(_attributes(event)).encode()[:-1]
+    members = ",".join([f"{_quoted(name)}:{_quoted(value)}" for name, value in _attributes(event).items()])
+    head = f"{{{members}".encode()
     data = event.data
     if not data:
         return head + b"}"
@@ -164,7 +183,7 @@ def open_event(message: Message, stranger: Callable[[], tuple[str, str]]) -> Eve
     content_type = message.content_type
     try:
         if content_type == STRUCTURED:
-            return _event(*_split(message.body))
+            return _read_ordinary(message.body) or _event(*_split(message.body))
         if content_type is not None and content_type.lstrip()[:23].lower() == "application/cloudevents":
             return _read_structured(message)
         if any(_specversion(name) for name, _ in message.headers):
@@ -176,6 +195,28 @@ def open_event(message: Message, stranger: Callable[[], tuple[str, str]]) -> Eve
     except (ValueError, RecursionError) as error:
         return _plain(message, stranger, error=str(error) or type(error).__name__)
     return _plain(message, stranger)
+
+
+def _read_ordinary(body: bytes) -> Event[bytes] | None:
+    """Read what brokerkit writes most often, at a third of the price; None if it is anything else."""
+    found = _ordinary(body)
+    if found is None or body[-1:] != b"}":
+        return None
+    data = body[found.end() : -1].strip(_SPACE)
+    if not _is_one_value(data):
+        return None
+    name, source, kind, subject, time = found.groups()
+    return made(
+        name.decode(),
+        source.decode(),
+        kind.decode(),
+        data,
+        None if subject is None else subject.decode(),
+        None if time is None else time.decode(),
+        "application/json",
+        None,
+        _NONE,
+    )
 
 
 def _read_structured(message: Message) -> Event[bytes]:

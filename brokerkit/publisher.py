@@ -241,12 +241,14 @@ class Publisher:
         to = Address(with_prefix(self.prefix, channel))
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (self.timeout if timeout is None else timeout)
-        outcomes: list[SendError | None] = [None] * len(messages)
+        errors = await self._try(to, messages, must_route, deadline)
+        outcomes = list(errors)
+        if outcomes.count(None) == len(outcomes):
+            return outcomes
         left = list(range(len(messages)))
         unknown: set[int] = set()
         backoff = _FIRST_BACKOFF
         while True:
-            errors = await self._try(to, [messages[index] for index in left], must_route, deadline)
             again: list[int] = []
             for index, error in zip(left, errors, strict=True):
                 outcomes[index] = error
@@ -260,6 +262,7 @@ class Publisher:
                 return [_final(outcome, index in unknown) for index, outcome in enumerate(outcomes)]
             await asyncio.sleep(wait)
             backoff = min(backoff * 2, _LONGEST_BACKOFF)
+            errors = await self._try(to, [messages[index] for index in left], must_route, deadline)
 
     async def _try(
         self, to: Address, messages: Sequence[Message], must_route: bool, deadline: float

@@ -18,6 +18,8 @@ from tests.core.deliveries import case, examples
 
 _split = module._split
 _walk = module._walk
+_event = module._event
+_read_ordinary = module._read_ordinary
 
 WEIRD = (
     "",
@@ -611,3 +613,46 @@ class TestTheShortWay:
         monkeypatch.setattr("brokerkit.envelope._walk", fail)
 
         assert open_event(message, stranger).data == b'{"data":{"data":1}}'
+
+
+ORDINARY = (
+    b'{"specversion":"1.0","id":"o-1","source":"shop","type":"order.placed","subject":"s","time":"2026-01-31T12:00:00Z",'
+    b'"datacontenttype":"application/json","data":{"n":1}}'
+)
+oddities = st.sampled_from(
+    [b'"', b"\\", b",", b'"id":"x",', b',"data":2', b"}", b"\n", b"\xff", b"\xc3\xa9", b" ", b'"x":"y",', b""]
+)
+
+
+class TestTheOrdinaryWay:
+    @given(st.integers(0, len(ORDINARY)), st.integers(0, 12), oddities)
+    @examples(400)
+    def test_it_reads_the_same_as_the_long_way_or_leaves_it_to_that(
+        self, at: int, cut: int, odd: bytes
+    ) -> None:
+        body = ORDINARY[:at] + odd + ORDINARY[at + cut :]
+        try:
+            event = _read_ordinary(body)
+        except UnicodeDecodeError:
+            with pytest.raises(UnicodeDecodeError):
+                _walk(body)
+            return
+        assert event is None or event == _event(*_walk(body))
+
+    def test_it_reads_what_brokerkit_writes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(_: bytes) -> None:
+            raise AssertionError
+
+        monkeypatch.setattr("brokerkit.envelope._split", fail)
+        for subject, time in ((None, None), ("s", "2026-01-31T12:00:00Z")):
+            event = Event(
+                id="é",
+                source="shop",
+                type="t",
+                data=b'{"data":[1]}',
+                subject=subject,
+                time=time,
+                datacontenttype="application/json",
+            )
+            message = lay(event, "structured", key=None, headers=())
+            assert open_event(message, stranger) == event
