@@ -86,7 +86,7 @@ class Outlet:
             else:
                 await window.acquire()
             if not self.alive:
-                window.release()  # and so wakes the next one that waits for room here
+                window.release()  # wakes the next one that waits here
                 return
             self._begin(batch, index)
 
@@ -111,7 +111,7 @@ class Outlet:
 
     def _flush(self) -> None:
         frames, self._frames = self._frames, []
-        if self._ended or not self._channel.write(b"".join(each for each, _ in frames)):
+        if not (self.alive and self._channel.write(b"".join(each for each, _ in frames))):
             for _, slot in frames:
                 slot.settle(_unsent())
 
@@ -130,11 +130,9 @@ class Outlet:
 
     def _end(self, _: object) -> None:
         self._ended = True
-        unwritten = {slot for _, slot in self._frames}
         error = self._channel.error or self._client.error
         for slot in list(self._out):
-            slot.settle(_unsent() if slot in unwritten else at_publish(error, slot.size))
-        self._window.release()  # whoever waits for room wakes, sees the end, and wakes the next one
+            slot.settle(at_publish(error, slot.size))
 
 
 class _Batch:
