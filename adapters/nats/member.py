@@ -530,6 +530,30 @@ class Member:
         for source in self.sources:
             source.forget_credit()
             self._hungry(source)
+            if self.by_lease(source):
+                self.spawn(self._recall(source))
+
+    async def _recall(self, source: Source) -> None:
+        """
+        Ask again for what the server may have forgotten to have sent: it writes that down a second later, if it is not killed.
+
+        It takes no ack of such a message, and says nothing, until it has sent it again.
+        """
+        while self.site.link.up and not self.closed:
+            held = [each.seq for each in self.held.values() if each.source is source]
+            if not held:
+                return
+            try:
+                info = await self.site.api.consumer(source.stream, source.name)
+            except (NoAnswer, ApiError):
+                await asyncio.sleep(self._tick_length)
+                continue
+            if info is not None:
+                known = int(info["delivered"]["stream_seq"])
+                forgotten = sum(seq > known for seq in held)
+                if forgotten:
+                    await source.request(forgotten)
+            return
 
     def _hungry(self, _: Source) -> None:
         if not (self._asking or self.closed or self._breaking):

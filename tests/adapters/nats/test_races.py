@@ -148,6 +148,39 @@ def test_credit_that_was_used_up_by_copies_for_others_is_asked_for_again() -> No
     play(main())
 
 
+def test_what_a_killed_server_has_forgotten_to_have_sent_is_asked_for_again_so_that_it_can_be_acked() -> None:
+    async def main() -> None:
+        world = World(lease=30.0)
+        member = await world.competing()
+        receiving = asyncio.create_task(member.receive(3))
+        await a_moment()
+        source = member.sources[0]
+        for seq in (1, 2, 3):
+            comes(source, seq)
+        held = list(await receiving)
+        await asyncio.sleep(1.0)  # whoever was quick is asked for ahead no more
+        asked, failures = world.link.asked("c", "g"), [1]
+
+        async def info(name: str) -> dict[str, Any]:
+            if failures:
+                failures.pop()
+                text = "nothing listens: the server has only just begun"
+                raise NoAnswer(text)
+            return {**NOTHING, "delivered": {"stream_seq": 1 if name == "g" else 0, "consumer_seq": 1}}
+
+        world.api.info = info
+        for tell in list(world.link.on_back):  # nobody waits in receive: there is no room for more
+            tell()
+        await asyncio.sleep(2.0)
+        assert world.link.asked("c", "g") == asked + 2
+        comes(source, 2, deliveries=1)
+        comes(source, 3, deliveries=1)
+        assert list(await member.settle([(each, ACK) for each in held])) == [None] * 3
+        await member.close()
+
+    play(main())
+
+
 # -- what is given back
 
 
