@@ -2,6 +2,7 @@
 Groups: the queues they consist of, found or made, and what lies in them.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
 
 from brokerkit.adapter import Measurement, Order
@@ -57,18 +58,29 @@ class Groups:
         missing: list[str] = []
         fresh: dict[str, list[str]] = {}
         for at, order in places:
-            for name, is_main in await self._needed(at, order):
-                if await self._queues.find(name) is None:
-                    missing.append(name)
-                    if create:
-                        await self._queues.make(name)
-                if is_main and create and self._is_fresh(at, name):
-                    fresh.setdefault(at.channel, []).append(name)
+            needed = await self._needed(at, order)
+            absent = await self._absent([name for name, _ in needed])
+            missing.extend(absent)
+            if create:
+                await self._make(needed, absent)
+                mains = [name for name, is_main in needed if is_main and self._is_fresh(at, name)]
+                fresh.setdefault(at.channel, []).extend(mains)
             missing.extend(await self._subscribed(at, order, create=create))
+        fresh = {channel: names for channel, names in fresh.items() if names}
         if fresh:
             await self._routes.announce(fresh)
             self._queues.young.difference_update(*fresh.values())
         return missing
+
+    async def _absent(self, names: Sequence[str]) -> list[str]:
+        found = await asyncio.gather(*(self._queues.find(name) for name in names))
+        return [name for name, queue in zip(names, found, strict=True) if queue is None]
+
+    async def _make(self, needed: Sequence[tuple[str, bool]], absent: Sequence[str]) -> None:
+        """Make what is missing; the group's queue last: whoever sees it in a listing can rely on its places."""
+        for last in (False, True):
+            names = [name for name, is_main in needed if is_main is last and name in absent]
+            await asyncio.gather(*(self._queues.create(name) for name in names))
 
     async def measure(self, at: Address) -> Measurement:
         """Count what lies in a group's queue and inlet, or in its dead place."""
@@ -105,7 +117,6 @@ class Groups:
         if at.place == "dead":
             return [(dead, False)]
         main = await self._main(at, order)
-        # The group's queue comes last: whoever sees it in a listing can rely on its places.
         return [(queue_name(at, fifo=main.endswith(FIFO)), False), (dead, False), (main, True)]
 
     async def _main(self, at: Address, order: Order) -> str:

@@ -95,8 +95,11 @@ class Queues:
 
     async def make(self, name: str) -> Queue:
         """Return a queue by its name, made if it is missing. Raises `NotFound` where provisioning is off."""
-        if (queue := await self.find(name)) is not None:
-            return queue
+        found = await self.find(name)
+        return found if found is not None else await self.create(name)
+
+    async def create(self, name: str) -> Queue:
+        """Make a queue that was not found and return it. Raises `NotFound` where provisioning is off."""
         if self._options.provisioning == "off":
             message = f"{self._options.text}: there is no queue {name}, and provisioning is off"
             raise NotFound(message)

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from brokerkit.adapters.sqs import SqsAdapter
+from brokerkit.adapters.sqs import SqsAdapter, intake
 from brokerkit.adapters.sqs.calls import Answer, Arguments, CallFailed
 from brokerkit.adapters.sqs.failure import lost, send_error, settle_error, short
 from brokerkit.errors import (
@@ -132,8 +132,9 @@ async def test_a_place_of_an_unknown_group_is_not_found(connect: Connect, channe
 
 
 async def test_a_queue_that_is_deleted_ends_the_subscription_and_is_made_again_by_the_next(
-    connect: Connect, channel: str
+    connect: Connect, channel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(intake, "_PATIENCE", 1.0)
     adapter = await connect()
     consumer = await member(adapter, channel)
     assert adapter._desk is not None

@@ -35,7 +35,7 @@ async def test_f41_on_a_frozen_broker_sends_settlements_and_closes_end_in_time(
     connect: Connect, channel: str, sqs_server: RealServer, transport: str
 ) -> None:
     server = sqs_server.control
-    adapter = await connect(transport=transport, send_timeout=4, lease=12)
+    adapter = await connect(transport=transport, send_timeout=1.5, lease=8, poll=1)
     consumer = await member(adapter, channel)
     await adapter.send(Address(channel), [Message(body=b"1"), Message(body=b"2")])
     held = await consumer.take(2)
@@ -45,12 +45,12 @@ async def test_f41_on_a_frozen_broker_sends_settlements_and_closes_end_in_time(
     try:
         begin = time.monotonic()
         outcomes = await adapter.send(Address(channel), [Message(body=b"3")] * 25)
-        assert time.monotonic() - begin < 6
+        assert time.monotonic() - begin < 4
         assert {type(outcome) for outcome in outcomes} <= {PublishUnknown, ConnectionLost}
         begin = time.monotonic()
         (outcome,) = await consumer.subscription.settle([(held[0], ACK)])
         assert isinstance(outcome, Unavailable)
-        assert time.monotonic() - begin < 6
+        assert time.monotonic() - begin < 4
         begin = time.monotonic()
         await adapter.close()
         assert time.monotonic() - begin < 15
@@ -64,9 +64,9 @@ async def test_f41_on_a_frozen_broker_sends_settlements_and_closes_end_in_time(
 
 
 async def test_f48_a_receive_that_is_cancelled_200_times_loses_nothing_with_polls_that_take_long(
-    connect: Connect, url: str, channel: str
+    connect: Connect, channel: str
 ) -> None:
-    adapter = await connect(url.replace("poll=1", "poll=3").replace("lease=2", "lease=30"))
+    adapter = await connect(poll=3, lease=30)
     consumer = await member(adapter, channel)
     taken: list[str] = []
     for number in range(200):
@@ -93,7 +93,7 @@ async def test_f48_a_receive_that_is_cancelled_200_times_loses_nothing_with_poll
 async def test_no_poll_is_aborted_and_what_comes_after_close_goes_back(
     connect: Connect, channel: str
 ) -> None:
-    adapter = await connect()
+    adapter = await connect(poll=1)
     consumer = await member(adapter, channel)
     for number in range(5):
         waiting = asyncio.create_task(consumer.subscription.receive(1))
@@ -109,11 +109,29 @@ async def test_no_poll_is_aborted_and_what_comes_after_close_goes_back(
         assert time.monotonic() - begin < 1.5, "it waited for a lease to end"
 
 
+async def test_without_long_polls_a_receive_that_waits_gets_what_comes_and_close_takes_no_time(
+    connect: Connect, channel: str
+) -> None:
+    adapter = await connect(poll=0)
+    consumer = await member(adapter, channel)
+    waiting = asyncio.create_task(consumer.subscription.receive(1))
+    await asyncio.sleep(0.5)  # it rests between two polls
+    await adapter.send(Address(channel), [Message(body=b"1")])
+    async with asyncio.timeout(1):
+        await consumer.ack(await waiting)
+    waiting = asyncio.create_task(consumer.subscription.receive(1))
+    await asyncio.sleep(0.1)
+    begin = time.monotonic()
+    await consumer.close()
+    assert list(await waiting) == []
+    assert time.monotonic() - begin < 0.9
+
+
 async def test_what_was_fetched_and_nobody_takes_goes_to_another_member(
     connect: Connect, channel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subscriptions, "_IDLE", 0.5)
-    adapter = await connect()
+    adapter = await connect(poll=1)
     full = await member(adapter, channel)
     waiting = asyncio.create_task(full.subscription.receive(10))
     await asyncio.sleep(0.1)
@@ -147,7 +165,7 @@ async def test_a_short_return_costs_no_arrival_and_a_long_one_is_known_to_be_pol
 async def test_f8_what_comes_out_of_a_poll_too_late_to_be_ours_is_not_handed_out(
     connect: Connect, channel: str, meddle: Install
 ) -> None:
-    adapter = await connect()
+    adapter = await connect(lease=2)
     slow = True
 
     async def between(name: str, arguments: Arguments, go: Go) -> Answer:
@@ -168,7 +186,7 @@ async def test_f8_what_comes_out_of_a_poll_too_late_to_be_ours_is_not_handed_out
 async def test_a_lease_that_cannot_be_renewed_is_lost_in_time_and_settled_no_more(
     connect: Connect, channel: str, meddle: Install
 ) -> None:
-    adapter = await connect()
+    adapter = await connect(lease=2)
     consumer = await member(adapter, channel)
     await adapter.send(Address(channel), [Message(body=b"1")])
     held = await consumer.take(1)
@@ -205,7 +223,7 @@ async def test_hold_renews_what_is_ours(connect: Connect, channel: str) -> None:
 async def test_after_eleven_and_a_half_hours_the_engine_is_told_once_when_a_lease_ends(
     connect: Connect, channel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    adapter = await connect()
+    adapter = await connect(lease=2)
     consumer = await member(adapter, channel)
     await adapter.send(Address(channel), [Message(body=b"1")])
     taken = await consumer.take(1)
@@ -219,8 +237,8 @@ async def test_after_eleven_and_a_half_hours_the_engine_is_told_once_when_a_leas
     assert isinstance(outcome, Stale)
 
 
-async def test_close_puts_back_what_is_unsettled_at_once(connect: Connect, url: str, channel: str) -> None:
-    adapter = await connect(url.replace("lease=2", "lease=60"))
+async def test_close_puts_back_what_is_unsettled_at_once(connect: Connect, channel: str) -> None:
+    adapter = await connect(lease=60)
     consumer = await member(adapter, channel)
     await adapter.send(Address(channel), [Message(body=str(number).encode()) for number in range(15)])
     await consumer.take(15)

@@ -55,8 +55,8 @@ async def test_a_message_goes_its_whole_way(connect: Connect, channel: str, tran
 async def test_what_is_held_for_longer_than_its_lease_stays_ours_and_delays_are_kept(
     connect: Connect, channel: str, transport: str
 ) -> None:
-    adapter = await connect(transport=transport)
-    holder, other = await member(adapter, channel), await member(await connect(), channel)
+    adapter = await connect(transport=transport, lease=2)
+    holder, other = await member(adapter, channel), await member(await connect(lease=2), channel)
     await adapter.send(Address(channel), [Message(body=b"1")])
     held = await holder.take(1)
     begin = time.monotonic()
@@ -69,7 +69,7 @@ async def test_what_is_held_for_longer_than_its_lease_stays_ours_and_delays_are_
 
 @BOTH
 async def test_order_by_key_and_a_cancelled_receive(connect: Connect, channel: str, transport: str) -> None:
-    adapter = await connect(transport=transport)
+    adapter = await connect(transport=transport, poll=1)
     consumer = await member(adapter, channel, order="key")
     waiting = asyncio.create_task(consumer.subscription.receive(10))
     await asyncio.sleep(0.05)
