@@ -106,7 +106,7 @@ class NatsAdapter:
         Only what goes to an inlet can wait: `after` anywhere else raises `Unsupported`.
         """
         delays = [float(after)] * len(messages) if isinstance(after, int | float) else list(after)
-        if to.place != "inlet" and any(delay > 0 for delay in delays):
+        if after != 0 and to.place != "inlet" and any(delay > 0 for delay in delays):
             message = f"after={after}: only what is sent to a group's inlet can be delayed, not {to}"
             raise Unsupported(message)
         if self._closed or not self._open:

@@ -63,6 +63,7 @@ class Source:
         self._on_message = on_message
         self._on_hungry = on_hungry
         self._on_gone = on_gone
+        self._loop = asyncio.get_running_loop()
         self._listener: Listener | None = None
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}"
         self._heard = 0.0
@@ -91,7 +92,7 @@ class Source:
         if self._deaf and self._listener is not None:
             await self._renew_inbox()
         listener = self._listener
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         if listener is None or now < self._not_before:
             return False
         if self.credit == 0:
@@ -155,15 +156,16 @@ class Source:
             await self.send([(each.reply, data) for each in held], timeout=timeout)
 
     def _hear(self, message: Incoming) -> None:
-        self._heard = asyncio.get_running_loop().time()
-        status = message.headers.get("Status", "")
-        if status != "503":
-            self._absent_since = None
+        self._heard = self._loop.time()
         if message.reply.startswith("$JS.ACK."):
+            self._absent_since = None
             if self.credit:
                 self.credit -= 1
             self._on_message(self, message)
             return
+        status = message.headers.get("Status", "")
+        if status != "503":
+            self._absent_since = None
         if status == "100":
             return
         self._take_status(status, message)
@@ -184,6 +186,6 @@ class Source:
             self._not_before = self._heard + _PAUSE
             level = logging.WARNING if status == "400" else logging.INFO
             _log.log(level, "%s of %s: %s %s", self.name, self.stream, status, text)
-            asyncio.get_running_loop().call_later(_PAUSE, self._on_hungry, self)
+            self._loop.call_later(_PAUSE, self._on_hungry, self)
             return
         self._on_hungry(self)

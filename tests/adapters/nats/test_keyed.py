@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from brokerkit.adapter import Order
 from brokerkit.adapters.nats.keyed import KeyedSubscription
 from brokerkit.adapters.nats.places import Places
 from brokerkit.delivery import Delivery
@@ -99,12 +100,12 @@ from brokerkit.adapters.nats import NatsAdapter
 from brokerkit.message import Address
 from brokerkit.settlement import ACK
 
-async def main(url, channel):
+async def main(url, channel, order):
     async def on_lost(deliveries, seconds): print("lost", len(deliveries), flush=True)
     adapter = NatsAdapter(url)
     await adapter.connect()
     subscription = await adapter.subscribe(
-        Address(channel, "g", "inlet"), order="key", start="earliest", prefetch=100, on_lost=on_lost)
+        Address(channel, "g", "inlet"), order=order, start="earliest", prefetch=100, on_lost=on_lost)
     print("joined", flush=True)
     while batch := await subscription.receive(10):
         for each in batch:
@@ -119,20 +120,23 @@ asyncio.run(main(*sys.argv[1:]))
 class Child:
     """A member in a process of its own, which tells what it starts."""
 
-    def __init__(self, url: str, channel: str) -> None:
+    def __init__(self, url: str, channel: str, order: Order = "key") -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", CHILD, url, channel], stdout=subprocess.PIPE, text=True, cwd=ROOT
+            [sys.executable, "-c", CHILD, url, channel, order], stdout=subprocess.PIPE, text=True, cwd=ROOT
         )
         self.lines: list[str] = []
         self._over = False
 
-    async def until_started(self, count: int) -> None:
+    async def until_told(self, what: Callable[[str], bool], count: int) -> None:
         assert self._process.stdout is not None
         async with asyncio.timeout(PATIENCE):
-            while sum(line.startswith("start") for line in self.lines) < count:
+            while sum(what(line.rstrip()) for line in self.lines) < count:
                 line = await asyncio.to_thread(self._process.stdout.readline)
                 assert line, "the child has ended"
                 self.lines.append(line)
+
+    async def until_started(self, count: int) -> None:
+        await self.until_told(lambda line: line.startswith("start"), count)
 
     def signal(self, number: int) -> None:
         os.kill(self._process.pid, number)
@@ -142,7 +146,7 @@ class Child:
             self._over = True
             self._process.kill()
             out, _ = self._process.communicate()
-            self.lines += out.splitlines()
+            self.lines += out.splitlines(keepends=True)
         return self.lines
 
 
@@ -212,8 +216,11 @@ async def test_a_frozen_owner_that_wakes_starts_nothing_and_is_told(
     heir = await join(adapter, inlet(channel), order="key")
     taken = await heir.take(300, ack=True)
     child.signal(signal.SIGCONT)
-    await asyncio.sleep(1.0)
-    taken += await heir.some(1.0)
+    await heir.subscription.close()
+    await send_rounds(adapter, channel, 1000, 1001)
+    await child.until_told(
+        lambda line: line.endswith(" 1000"), len(KEYS)
+    )  # all that lay in its buffers is behind it
     after = [tuple(line.split()[1:]) for line in child.end() if line.startswith("start")]
     started_twice = set(after) & {
         (each.message.key.decode(), each.message.body.decode()) for each in taken if each.message.key
@@ -221,6 +228,35 @@ async def test_a_frozen_owner_that_wakes_starts_nothing_and_is_told(
     # what was out when it froze, and nothing of what lay in its buffers
     assert len(started_twice) <= 30
     assert inversions(taken) == 0
+
+
+async def test_a_frozen_member_without_order_that_wakes_starts_nothing_that_somebody_else_has_handled(
+    connect: Connect, channel: str, nats_server: RealServer, children: list[Child]
+) -> None:
+    url = f"{nats_server.url}?lease=3"
+    adapter = await connect(url)
+    child = Child(url, channel, "none")
+    children.append(child)
+    await child.until_told(lambda line: line == "joined", 1)
+
+    async def consumer() -> dict[str, Any]:
+        info = await adapter.api.consumer(channel, "g")
+        assert info is not None
+        return info
+
+    while not (await consumer())["num_waiting"]:
+        pass
+    child.signal(signal.SIGSTOP)
+    await send(adapter, Address(channel), *map(str, range(10)), key="k")
+    assert (await consumer())["num_ack_pending"] == 10, "they lie in the child's socket"
+    heir = await join(adapter, inlet(channel))
+    taken = await heir.take(10, ack=True)
+    assert {each.arrivals for each in taken} == {2}
+    await heir.subscription.close()
+    child.signal(signal.SIGCONT)
+    await send(adapter, Address(channel), "last", key="k")
+    await child.until_started(1)
+    assert [line for line in child.end() if line.startswith("start")] == ["start k last\n"]
 
 
 async def test_a_settlement_after_the_pin_has_moved_is_stale_and_changes_nothing(
@@ -250,10 +286,14 @@ async def test_nothing_is_handed_out_of_a_partition_whose_pin_is_not_confirmed_n
     keyed(member)._stop_ticking()
     part = next(part for part in keyed(member).parts if part.state == "owned")
     part.until = 0.0
+    receiving = asyncio.create_task(member.take(1, ack=True))
     await send(adapter, Address(channel), "2", key="k")
-    assert bodies(await member.some(0.3)) == []
+    await until(lambda: bool(part.waiting))
+    await adapter.api.stream(channel)  # an answer later it still waits
+    assert part.waiting
     part.until = asyncio.get_running_loop().time() + 10
-    assert bodies(await member.take(1, ack=True)) == ["2"]
+    keyed(member).wake()
+    assert bodies(await receiving) == ["2"]
 
 
 async def test_a_copy_with_a_key_is_handed_out_by_the_owner_of_its_partition(
