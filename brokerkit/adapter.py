@@ -280,7 +280,7 @@ class Browses(Protocol):
 
         A page with something in it always comes with a cursor; None comes with an empty page only: the end is reached
         *now*, and to follow a channel ask again with the last cursor given. `cursor="end"` starts behind what is stored.
-        Its deliveries have message, address and the position that `receive` would give, and nothing else.
+        Its deliveries have message, address and the position that `receive` would give; the rest only where the broker tells it.
         """
         ...
 
