@@ -121,7 +121,7 @@ class KafkaAdapter:
         None means written to all in-sync replicas. A delay goes to the largest rung that fits.
         """
         delays = [float(after)] * len(messages) if isinstance(after, int | float) else list(after)
-        if to.place != "inlet" and any(delay > 0 for delay in delays):
+        if to.place != "inlet" and max(delays, default=0) > 0:
             message = f"after={after}: only what is sent to a group's inlet can be delayed, not {to}"
             raise Unsupported(message)
         if not messages:
@@ -230,7 +230,10 @@ class KafkaAdapter:
         self, to: Address, messages: Sequence[Message], delays: Sequence[float]
     ) -> list[SendError | None]:
         """Encode, check and sort by topic, then send each topic's share in order."""
-        await self._topics.ensure(to)
+        if not self._topics.ready(to):
+            await self._topics.ensure(to)
+        if len(messages) == 1:
+            return [await self._post_one(to, messages[0], delays[0])]
         outcomes: list[SendError | None] = [None] * len(messages)
         shares: dict[str, list[tuple[int, Raw]]] = {}
         for index, (message, delay) in enumerate(zip(messages, delays, strict=True)):
@@ -239,16 +242,32 @@ class KafkaAdapter:
             except SendError as error:
                 outcomes[index] = error
                 continue
-            if size_of(raw) > (await self._topics.info(topic)).max_message:
-                limit = (await self._topics.info(topic)).max_message
-                outcomes[index] = TooLarge(f"{size_of(raw)} bytes; the topic {topic} takes {limit}")
-                continue
-            shares.setdefault(topic, []).append((index, raw))
+            outcomes[index] = await self._too_large(topic, raw)
+            if outcomes[index] is None:
+                shares.setdefault(topic, []).append((index, raw))
         if len(shares) == 1:
             await self._send_share(*next(iter(shares.items())), outcomes)
         elif shares:
             await asyncio.gather(*(self._send_share(*share, outcomes) for share in shares.items()))
         return outcomes
+
+    async def _post_one(self, to: Address, message: Message, delay: float) -> SendError | None:
+        topic, raw = self._encode(to, message, delay)
+        info = self._topics.at_hand(topic)
+        if info is None or size_of(raw) > info.max_message:
+            large = await self._too_large(topic, raw)
+            if large is not None:
+                return large
+        outcome = await self._writer.send_one(topic, raw)
+        if isinstance(outcome, NotFound) and await self._may_exist(topic):
+            return ConnectionLost(f"{topic} cannot be reached")
+        return outcome
+
+    async def _too_large(self, topic: str, raw: Raw) -> TooLarge | None:
+        """Ask for the topic's own limit once; what cannot be asked for raises before anything is sent."""
+        limit = (self._topics.at_hand(topic) or await self._topics.info(topic)).max_message
+        size = size_of(raw)
+        return TooLarge(f"{size} bytes; the topic {topic} takes {limit}") if size > limit else None
 
     def _encode(self, to: Address, message: Message, delay: float) -> tuple[str, Raw]:
         limit = self.capabilities.max_message
@@ -258,7 +277,7 @@ class KafkaAdapter:
         if not 0 <= delay <= self.capabilities.max_delay:
             error = f"after={delay}: at most {self.capabilities.max_delay:.0f} seconds"
             raise DelayTooLong(error)
-        if any(not name for name, _ in message.headers):
+        if message.headers and not all(name for name, _ in message.headers):
             error = "a header without a name"
             raise BadHeader(error)
         if to.place != "inlet":
@@ -273,17 +292,22 @@ class KafkaAdapter:
         results = await self._writer.send(topic, [raw for _, raw in share])
         for (index, _), result in zip(share, results, strict=True):
             outcomes[index] = result
-        if any(isinstance(result, NotFound) for result in results):
-            # aiokafka says so of a broker that does not answer, too: it counts only when the cluster says it
-            self._topics.forget(topic)
-            try:
-                exists = bool((await self._admin.partitions([topic])).get(topic))
-            except BrokerkitError:
-                exists = True  # it cannot be asked: unreachable, not unknown
-            if exists:
-                for index, _ in share:
-                    if isinstance(outcomes[index], NotFound):
-                        outcomes[index] = ConnectionLost(f"{topic} cannot be reached")
+        if any(isinstance(result, NotFound) for result in results) and await self._may_exist(topic):
+            for index, _ in share:
+                if isinstance(outcomes[index], NotFound):
+                    outcomes[index] = ConnectionLost(f"{topic} cannot be reached")
+
+    async def _may_exist(self, topic: str) -> bool:
+        """
+        Say whether a topic that was not found exists, or cannot be asked for: then it is unreachable, not unknown.
+
+        aiokafka says that it does not exist of a broker that does not answer, too: it counts only when the cluster says it.
+        """
+        self._topics.forget(topic)
+        try:
+            return bool((await self._admin.partitions([topic])).get(topic))
+        except BrokerkitError:
+            return True
 
     async def _hop(self, at: Address, items: Sequence[tuple[Delivery, float]]) -> Sequence[SendError | None]:
         """Send what waits to the next rung."""

@@ -147,7 +147,17 @@ class Producer(Protocol):
     async def enqueue(
         self, topic: str, value: bytes, key: bytes | None, headers: RawHeaders
     ) -> "asyncio.Future[Any]":
-        """Take a record and return its future, which never ends if this producer is torn down."""
+        """
+        Take a record and return its future, which never ends if this producer is torn down.
+
+        Who waits may end it, or cancel it; the record is sent all the same.
+        """
+        ...
+
+    def offer(
+        self, topic: str, value: bytes, key: bytes | None, headers: RawHeaders
+    ) -> "asyncio.Future[Any] | None":
+        """Do the same at once; None, and nothing taken, where that would wait or fail."""
         ...
 
     def outcome(self, future: "asyncio.Future[Any]", topic: str) -> tuple[Exception | None, float | None]:

@@ -10,6 +10,7 @@ from aiokafka import errors as _errors
 from aiokafka.admin import AIOKafkaAdminClient  # type: ignore[import-untyped]
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType  # type: ignore[import-untyped]
 from aiokafka.conn import create_conn  # type: ignore[import-untyped]
+from aiokafka.partitioner import murmur2 as _murmur2  # type: ignore[import-untyped]
 from aiokafka.protocol.admin import CreateTopicsRequest  # type: ignore[import-untyped]
 from aiokafka.protocol.commit import OffsetCommitRequest, OffsetFetchRequest  # type: ignore[import-untyped]
 from aiokafka.protocol.metadata import MetadataRequest  # type: ignore[import-untyped]
@@ -29,6 +30,7 @@ __all__ = [
     "ResourceType",
     "TopicsRequest",
     "errors",
+    "murmur2",
     "open_connection",
 ]
 
@@ -45,4 +47,5 @@ FetchOffsetsRequest: Any = OffsetFetchRequest
 TopicsRequest: Any = MetadataRequest
 OffsetNote: Any = OffsetAndMetadata
 Partition: Any = TopicPartition
+murmur2: Any = _murmur2
 open_connection: Any = create_conn

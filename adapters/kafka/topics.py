@@ -26,6 +26,7 @@ class Topics:
         self._may_create = create
         self._known: dict[str, int] = {}
         self._infos: dict[str, TopicInfo] = {}
+        self._ready: set[Address] = set()
         self._lock = asyncio.Lock()
 
     def partitions(self, topic: str) -> int:
@@ -36,6 +37,15 @@ class Topics:
         """Look at a topic again when it is next needed."""
         self._known.pop(topic, None)
         self._infos.pop(topic, None)
+        self._ready.clear()
+
+    def at_hand(self, topic: str) -> TopicInfo | None:
+        """Return what a topic was like when it was last looked at, or None."""
+        return self._infos.get(topic)
+
+    def ready(self, at: Address) -> bool:
+        """Say whether the topics of an address have all been seen."""
+        return at in self._ready
 
     async def missing(self, at: Address) -> list[str]:
         """Return the topics of an address that do not exist."""
@@ -46,12 +56,13 @@ class Topics:
 
     async def ensure(self, at: Address) -> None:
         """See that the topics of an address exist. Raises `NotFound` if one does not and may not be created."""
+        if not all(topic in self._known for topic in self._plan.of(at)):
+            async with self._lock:
+                missing = await self.missing(at)
+                if missing:
+                    await self._make(at, missing)
         if all(topic in self._known for topic in self._plan.of(at)):
-            return
-        async with self._lock:
-            missing = await self.missing(at)
-            if missing:
-                await self._make(at, missing)
+            self._ready.add(at)
 
     async def make(self, at: Address) -> None:
         """Create what is missing, even where the option says that nothing is created by the way."""

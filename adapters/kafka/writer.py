@@ -43,31 +43,110 @@ Outcome = Exception | None
 
 
 class _Session:
-    """One producer. dead: set when it is torn down; whoever waits for one of its records is woken by it."""
+    """
+    One producer, and the records that wait for its answer.
+
+    dead: set when it is torn down, by `die`. Then, and when their time is over, we end the client's futures ourselves; one timer
+    does it for all of them, because one for each would cost more than the sending.
+    """
 
     def __init__(self, producer: Producer) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._waits: dict[asyncio.Future[Any], float] = {}
+        self._timer: asyncio.TimerHandle | None = None
         self.producer = producer
-        self.dead: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.dead: asyncio.Future[None] = self._loop.create_future()
         self.spoilt = False
+
+    @property
+    def fit(self) -> bool:
+        """Whether new records may go through it."""
+        return not self.spoilt and not self.dead.done()
+
+    def die(self) -> None:
+        """Tell all who wait that no answer will come any more."""
+        if not self.dead.done():
+            self.dead.set_result(None)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for future in self._waits:
+            _give_up(future)
 
     async def send(
         self, topic: str, records: Sequence[Raw], deadline: float, clock: BrokerClock
     ) -> list[Outcome]:
         """Send some records in order and return what became of each."""
-        loop = asyncio.get_running_loop()
-        futures: list[asyncio.Future[Any]] = []
+        futures = self._offer(topic, records)
         problems: list[Exception] = []
-        queueing = loop.create_task(self._enqueue(topic, records, futures, problems))
-        try:
-            await _first(queueing, self.dead, deadline - loop.time())
-        finally:
-            queueing.cancel()
-        if futures and not self.dead.done():
-            everything = asyncio.gather(*futures, return_exceptions=True)
-            await _first(everything, self.dead, deadline - loop.time())
+        if len(futures) < len(records):
+            queueing = self._loop.create_task(
+                self._enqueue(topic, records[len(futures) :], futures, problems)
+            )
+            try:
+                await _first(queueing, self.dead, deadline - self._loop.time())
+            finally:
+                queueing.cancel()
+        if futures:
+            await self._all(futures, deadline)
         outcomes = [self._outcome(future, topic, clock) for future in futures]
         stopped = problems[0] if problems else _Again(unsure=False)
         return outcomes + [stopped] * (len(records) - len(futures))
+
+    async def send_one(self, topic: str, record: Raw, deadline: float, clock: BrokerClock) -> Outcome:
+        """Send one record and return what became of it."""
+        future = self.producer.offer(topic, *record)
+        if future is None:
+            return (await self.send(topic, [record], deadline, clock))[0]
+        await self._all((future,), deadline)
+        return self._outcome(future, topic, clock)
+
+    def _offer(self, topic: str, records: Sequence[Raw]) -> list["asyncio.Future[Any]"]:
+        """Hand over what the producer takes at once: all of them, usually."""
+        futures: list[asyncio.Future[Any]] = []
+        for value, key, headers in records:
+            future = self.producer.offer(topic, value, key, headers)
+            if future is None:
+                break
+            futures.append(future)
+        return futures
+
+    async def _all(self, futures: Sequence["asyncio.Future[Any]"], deadline: float) -> None:
+        """Wait for all of these, the end of the session, or the deadline. Cancelled, it waits for none of them any more."""
+        if self.dead.done():
+            return
+        waits = self._waits
+        for future in futures:
+            waits[future] = deadline
+        if self._timer is None or deadline < self._timer.when():
+            self._arm(deadline)
+        try:
+            for future in futures:
+                try:
+                    await future
+                except Exception:  # noqa: BLE001, S112 - `_outcome` reads it
+                    continue
+        finally:
+            for future in futures:
+                del waits[future]
+                future.cancel()
+
+    def _arm(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(at, self._expire)
+
+    def _expire(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        later: list[float] = []
+        for future, deadline in self._waits.items():
+            if deadline <= now:
+                _give_up(future)
+            else:
+                later.append(deadline)
+        if later:
+            self._arm(min(later))
 
     async def _enqueue(
         self,
@@ -87,6 +166,9 @@ class _Session:
     def _outcome(self, future: "asyncio.Future[Any]", topic: str, clock: BrokerClock) -> Outcome:
         if not future.done():
             return _Again(unsure=True)
+        ended = None if future.cancelled() else future.exception()
+        if isinstance(ended, _Again):
+            return ended
         error, appended = self.producer.outcome(future, topic)
         if appended is not None:
             clock.confirmed(appended)
@@ -115,25 +197,43 @@ class Writer:
         self._leaving: dict[asyncio.Task[None], _Session] = {}
         self._closed = False
 
+    async def send_one(self, topic: str, record: Raw) -> SendError | None:
+        """The same for one record: the usual way of a publish, with nothing in it that only several need."""
+        session = self._session
+        if session is None or not session.fit:
+            return (await self.send(topic, [record]))[0]
+        deadline = asyncio.get_running_loop().time() + self._seconds
+        result = await session.send_one(topic, record, deadline, self._clock)
+        if result is None:
+            return None
+        return (await self._settle(topic, [record], deadline, (session, [result])))[0]
+
     async def send(self, topic: str, records: Sequence[Raw]) -> list[SendError | None]:
         """Send some records to one topic and return one outcome for each, within the time of a send."""
+        return await self._settle(topic, records, asyncio.get_running_loop().time() + self._seconds)
+
+    async def _settle(
+        self,
+        topic: str,
+        records: Sequence[Raw],
+        deadline: float,
+        tried: tuple[_Session, Sequence[Outcome]] | None = None,
+    ) -> list[SendError | None]:
+        """Send again what has to be, until each is confirmed, refused or out of time. tried: what a first try has brought."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._seconds
         outcomes: list[SendError | None] = [None] * len(records)
         unsure: set[int] = set()
         left = list(range(len(records)))
         while left:
             try:
-                session = await self._current(deadline)
+                session, results = tried or await self._try(
+                    topic, [records[index] for index in left], deadline
+                )
             except SendError as error:
                 self._give_up(outcomes, left, unsure, error)
                 break
-            again: list[int] = []
-            for at in range(0, len(left), _MOST):
-                part = left[at : at + _MOST]
-                results = await session.send(topic, [records[index] for index in part], deadline, self._clock)
-                again += self._sorted(outcomes, part, results, unsure)
-            left = again
+            tried = None
+            left = self._sorted(outcomes, left, results, unsure)
             if session.spoilt:
                 self._retire(session, settle=_SETTLE)
             if left and loop.time() >= deadline:
@@ -141,9 +241,21 @@ class Writer:
                 late = PublishUnknown(f"{topic}: not confirmed within {self._seconds:g} s")
                 self._give_up(outcomes, left, set(left), late)
                 break
-            if left and not session.spoilt and not session.dead.done():
+            if left and session.fit:
                 await asyncio.sleep(_PAUSE)
         return outcomes
+
+    async def _try(
+        self, topic: str, records: Sequence[Raw], deadline: float
+    ) -> tuple[_Session, Sequence[Outcome]]:
+        """Send once, in portions, and return what became of each, and the session that it went through."""
+        session = self._session
+        if session is None or not session.fit:
+            session = await self._current(deadline)
+        results: list[Outcome] = []
+        for at in range(0, len(records), _MOST):
+            results += await session.send(topic, records[at : at + _MOST], deadline, self._clock)
+        return session, results
 
     async def close(self, seconds: float) -> None:
         """Let what is under way settle, and stop; within so many seconds and a few more."""
@@ -187,7 +299,7 @@ class Writer:
                     message = f"{self._where} is closed"
                     raise Closed(message)
                 session = self._session
-                if session is None or session.spoilt or session.dead.done():
+                if session is None or not session.fit:
                     session = await self._started()
                 return session
         except TimeoutError as error:
@@ -213,8 +325,8 @@ class Writer:
         if self._session is session:
             self._session = None
         session.spoilt = True
-        if settle == 0 and not session.dead.done():
-            session.dead.set_result(None)
+        if settle == 0:
+            session.die()
         if session in self._leaving.values():
             return
         task = asyncio.get_running_loop().create_task(self._stop(session, settle))
@@ -225,13 +337,18 @@ class Writer:
         try:
             await session.producer.stop(settle)
         finally:
-            if not session.dead.done():
-                session.dead.set_result(None)
+            session.die()
 
     def _gone(self, task: "asyncio.Task[None]") -> None:
         self._leaving.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("a producer could not be stopped: %r", error)
+
+
+def _give_up(future: "asyncio.Future[Any]") -> None:
+    """End a future that the client may never end; it takes no offence at one that is done."""
+    if not future.done():
+        future.set_exception(_Again(unsure=True))
 
 
 async def _first(one: "asyncio.Future[Any]", other: "asyncio.Future[Any]", seconds: float) -> None:

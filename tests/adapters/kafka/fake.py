@@ -263,6 +263,11 @@ class FakeProducer:
             future.set_result(None)
         return future
 
+    def offer(
+        self, topic: str, value: bytes, key: bytes | None, headers: RawHeaders
+    ) -> "asyncio.Future[Any] | None":
+        return None
+
     def outcome(self, future: "asyncio.Future[Any]", topic: str) -> tuple[Exception | None, float | None]:
         error = future.exception()
         assert error is None or isinstance(error, Exception)

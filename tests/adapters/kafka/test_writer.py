@@ -10,9 +10,15 @@ from brokerkit.adapters.kafka.client import Unwritten
 from brokerkit.adapters.kafka.clock import BrokerClock
 from brokerkit.adapters.kafka.wire import Raw, RawHeaders
 from brokerkit.adapters.kafka.writer import Writer
-from brokerkit.errors import Closed, ConnectionLost, PublishUnknown, TooLarge
+from brokerkit.errors import Closed, ConnectionLost, PublishUnknown, SendError, TooLarge
+from tests.adapters.kafka.virtual import in_virtual_time
 
 Answer = Callable[["FakeProducer", bytes, "asyncio.Future[Any]"], Awaitable[None] | None]
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["at once", "queued"])
+def at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeProducer, "at_once", request.param)
 
 
 def raw(*bodies: bytes) -> list[Raw]:
@@ -20,7 +26,9 @@ def raw(*bodies: bytes) -> list[Raw]:
 
 
 class FakeProducer:
-    """A producer session that does with each record what the test says."""
+    """A producer session that does with each record what the test says. at_once: whether it takes them without a wait."""
+
+    at_once = True
 
     def __init__(self, answer: Answer, log: list[bytes]) -> None:
         self.answer = answer
@@ -34,6 +42,15 @@ class FakeProducer:
     async def enqueue(
         self, topic: str, value: bytes, key: bytes | None, headers: RawHeaders
     ) -> "asyncio.Future[Any]":
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.answer(self, value, future)
+        return future
+
+    def offer(
+        self, topic: str, value: bytes, key: bytes | None, headers: RawHeaders
+    ) -> "asyncio.Future[Any] | None":
+        if not self.at_once:
+            return None
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.answer(self, value, future)
         return future
@@ -89,6 +106,7 @@ def writer(answer: Answer, seconds: float = 0.5) -> tuple[Writer, list[bytes], l
     return Writer(new, BrokerClock(), seconds=seconds, where="here"), log, made
 
 
+@in_virtual_time
 async def test_one_session_serves_as_long_as_nothing_goes_wrong() -> None:
     subject, log, made = writer(refuses(b"-"))
     assert await subject.send("t", raw(b"1", b"2")) == [None, None]
@@ -98,6 +116,7 @@ async def test_one_session_serves_as_long_as_nothing_goes_wrong() -> None:
     assert made[0].stopped == 1
 
 
+@in_virtual_time
 async def test_what_stands_behind_a_refused_record_is_sent_again_by_another_session() -> None:
     subject, log, made = writer(refuses(b"large"))
     outcomes = await subject.send("t", raw(b"1", b"large", b"2", b"3"))
@@ -107,19 +126,19 @@ async def test_what_stands_behind_a_refused_record_is_sent_again_by_another_sess
     assert [producer.stopped for producer in made] == [2.0, 1]
 
 
+@in_virtual_time
 async def test_a_session_that_never_answers_leaves_it_unknown_in_time_and_is_torn_down() -> None:
     subject, log, made = writer(freezes(1), seconds=0.2)
     begin = asyncio.get_running_loop().time()
     (outcome,) = await subject.send("t", raw(b"1"))
     assert isinstance(outcome, PublishUnknown)
-    assert 0.19 <= asyncio.get_running_loop().time() - begin < 1
-    await asyncio.sleep(0.01)
-    assert made[0].stopped == 0
+    assert asyncio.get_running_loop().time() - begin == pytest.approx(0.2)
     assert await subject.send("t", raw(b"2")) == [None]
-    assert (log, len(made)) == ([b"2"], 2)
-    await subject.close(0)
+    await subject.close(1)
+    assert (log, [producer.stopped for producer in made]) == ([b"2"], [0, 1])
 
 
+@in_virtual_time
 async def test_who_waits_for_a_session_that_another_send_has_torn_down_is_woken_and_sends_again() -> None:
     subject, log, _ = writer(freezes(1), seconds=0.3)
     early = asyncio.create_task(subject.send("t", raw(b"early")))
@@ -132,6 +151,7 @@ async def test_who_waits_for_a_session_that_another_send_has_torn_down_is_woken_
     await subject.close(0)
 
 
+@in_virtual_time
 async def test_a_session_that_cannot_start_is_an_answer_for_each_message() -> None:
     class Nobody(FakeProducer):
         async def start(self) -> None:
@@ -151,6 +171,7 @@ async def test_a_session_that_cannot_start_is_an_answer_for_each_message() -> No
     assert [producer.stopped for producer in made] == [0] * len(made)
 
 
+@in_virtual_time
 async def test_a_start_that_hangs_is_lost_in_time() -> None:
     class Hangs(FakeProducer):
         async def start(self) -> None:
@@ -162,6 +183,7 @@ async def test_a_start_that_hangs_is_lost_in_time() -> None:
     await subject.close(0)
 
 
+@in_virtual_time
 async def test_after_close_nothing_is_sent() -> None:
     subject, log, _ = writer(freezes(0))
     await subject.close(0)
@@ -171,6 +193,7 @@ async def test_after_close_nothing_is_sent() -> None:
 
 
 @pytest.mark.parametrize("turns", range(6))
+@in_virtual_time
 async def test_a_send_that_is_cancelled_harms_no_other(turns: int) -> None:
     subject, log, _ = writer(freezes(0))
     doubtful = asyncio.create_task(subject.send("t", raw(b"doubtful")))
@@ -179,4 +202,69 @@ async def test_a_send_that_is_cancelled_harms_no_other(turns: int) -> None:
     doubtful.cancel()
     assert await subject.send("t", raw(b"sure")) == [None]
     assert log.count(b"sure") == 1
+    await subject.close(0)
+
+
+@in_virtual_time
+async def test_of_many_single_sends_each_is_told_its_own_outcome() -> None:
+    subject, log, made = writer(refuses(b"large"))
+    assert await subject.send_one("t", (b"first", None, [])) is None
+    bodies = [b"large" if number == 40 else str(number).encode() for number in range(100)]
+    outcomes = await asyncio.gather(*(subject.send_one("t", record) for record in raw(*bodies)))
+    assert [type(outcome) for outcome in outcomes] == [
+        TooLarge if body == b"large" else type(None) for body in bodies
+    ]
+    assert sorted(log) == sorted([b"first", *(body for body in bodies if body != b"large")])
+    assert len(made) == 2
+    await subject.close(0)
+
+
+@in_virtual_time
+async def test_each_single_send_on_a_silent_session_is_unknown_at_its_own_time() -> None:
+    """The first one tears the session down; what waits behind it goes to another one, and may still be confirmed."""
+    loop = asyncio.get_running_loop()
+    subject, log, _ = writer(freezes(2), seconds=1.0)
+    ends: list[tuple[bytes, float, SendError | None]] = []
+    begin = loop.time()
+
+    async def send(body: bytes, after: float) -> None:
+        await asyncio.sleep(after)
+        outcome = await subject.send_one("t", (body, None, []))
+        ends.append((body, loop.time() - begin, outcome))
+
+    await asyncio.gather(send(b"a", 0.0), send(b"b", 0.2), send(b"c", 0.9))
+    assert [(body, type(outcome)) for body, _, outcome in ends] == [
+        (b"a", PublishUnknown),
+        (b"b", PublishUnknown),
+        (b"c", type(None)),
+    ]
+    assert [at for _, at, _ in ends] == [pytest.approx(1.0), pytest.approx(1.2), pytest.approx(1.2)]
+    assert log == [b"c"]
+    await subject.close(0)
+
+
+@in_virtual_time
+async def test_a_single_send_that_is_cancelled_harms_no_other_and_leaves_nothing_behind() -> None:
+    futures: list[asyncio.Future[Any]] = []
+    all_there = asyncio.Event()
+
+    def keep(_: FakeProducer, __: bytes, future: "asyncio.Future[Any]") -> None:
+        futures.append(future)
+        if len(futures) == 3:
+            all_there.set()
+
+    subject, _, _ = writer(keep)
+    sends = [asyncio.create_task(subject.send_one("t", record)) for record in raw(b"1", b"2", b"3")]
+    await all_there.wait()
+    sends[1].cancel()
+    await asyncio.wait({sends[1]})
+    for future in futures:
+        if not future.done():
+            future.set_result(None)
+    await asyncio.wait(sends)
+    assert sends[1].cancelled()
+    assert (sends[0].result(), sends[2].result()) == (None, None)
+    session = subject._session
+    assert session is not None
+    assert session._waits == {}
     await subject.close(0)
