@@ -300,11 +300,9 @@ class Member:
     def arrived(self, source: Source, message: Incoming) -> None:
         """Take a message: hold it, or give it back until it is due."""
         now = self._loop.time()
-        if self.by_lease(source) and (self._catching_up or now - self._alive > self.site.lease / _RENEWALS):
+        if self.by_lease(source) and now - self._alive > self.site.lease / _RENEWALS:
             # the loop stood still: it may have come long ago and be somebody else's; the server brings it again
             self._stood_still()
-            if source.credit == 0:
-                self._hungry(source)
             return
         receipt = read_receipt(message.reply)
         identity: Identity = (receipt.seq, receipt.stored)
@@ -444,7 +442,7 @@ class Member:
         self._ticker = self._loop.call_later(self._tick_length, self._tick)
         now = self._loop.time()
         self.check_leases(now)
-        if self._catching_up or now - self._alive > self.site.lease / _RENEWALS:
+        if now - self._alive > self.site.lease / _RENEWALS:
             self._stood_still()
         else:
             self._alive = now
@@ -457,7 +455,7 @@ class Member:
         self.turned(now)
 
     def _stood_still(self) -> None:
-        """Take nothing until something asked from now on is answered: what comes before that may be old."""
+        """Take nothing until something asked from now on is answered, and `_alive` is set: what comes before may be old."""
         if not self._catching_up:
             self._catching_up = True
             self.spawn(self._catch_up())
@@ -471,7 +469,7 @@ class Member:
             _log.debug("no answer after the loop stood still; asked again")
         finally:
             self._catching_up = False
-        self._hungry(source)
+        self._hungry(source)  # what was dropped has used up what was asked for
 
     def by_lease(self, source: Source) -> bool:  # noqa: ARG002 - a subclass looks at it
         """Say whether what a source brings is ours by a lease of its own; else something surer decides."""

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import nats.errors
 import pytest
 
 from brokerkit.adapters.nats import link as link_module
 from brokerkit.adapters.nats.competing import CompetingSubscription
 from brokerkit.adapters.nats.failure import NoAnswer
+from brokerkit.adapters.nats.link import Listener
 from brokerkit.errors import ConnectionLost, PublishUnknown, SendError, Stale, TooLarge
 from brokerkit.message import Address, Message
 from brokerkit.settlement import ACK, Retry
@@ -195,6 +197,35 @@ async def test_a_client_that_gives_up_after_an_error_of_the_server_is_replaced(
     assert first.is_closed
     await until_sent(adapter, channel, "after")
     assert sorted(bodies(await member.take(2, ack=True))) == ["after", "before"]
+
+
+@pytest.mark.parametrize("closes", [False, True])
+async def test_a_replacement_that_cannot_listen_to_everything_is_let_go(
+    connect: Connect, channel: str, monkeypatch: pytest.MonkeyPatch, closes: bool
+) -> None:
+    adapter = await connect()
+    member = await join(adapter, inlet(channel))
+    await send(adapter, Address(channel), "before")
+    first = client_of(adapter)
+    attach = adapter.link._attach
+    used: list[Any] = []
+
+    async def fails_at_the_second(listener: Listener) -> None:
+        used.append(client_of(adapter))
+        if len(used) == 2:
+            if closes:
+                await used[-1].close()
+            text = "maximum subscriptions exceeded"
+            raise nats.errors.Error(text)
+        await attach(listener)
+
+    monkeypatch.setattr(adapter.link, "_attach", fails_at_the_second)
+    first._transport.write(b"NONSENSE\r\n")
+    await until(lambda: len(used) > 2 and adapter.link.up and not adapter.link._tasks)
+    await until_sent(adapter, channel, "after")
+    assert sorted(bodies(await member.take(2, ack=True))) == ["after", "before"]
+    assert {client for client in used if not client.is_closed} == {client_of(adapter)}
+    assert len(set(used)) == 2
 
 
 async def test_sends_that_were_on_their_way_when_the_server_died_are_unknown_at_once(

@@ -257,9 +257,8 @@ def test_a_consumer_that_does_not_answer_costs_no_other_partition() -> None:
 def test_a_claim_whose_inbox_could_not_be_opened_is_made_again() -> None:
     async def main() -> None:
         world = World(lease=3.0)
-        await world.keyed()
-        world = World(lease=3.0)
-        member = await world.keyed(partitions=1)
+        member = await world.keyed()
+        await a_moment()
         await member.parts[0].source.drain()  # as if it had never been opened
         member.parts[0].state = "idle"
         world.link.refused_listens = 1
