@@ -13,6 +13,7 @@ import aiormq.abc
 from pamqp import commands
 
 from brokerkit.adapters.rabbitmq.calls import CALL, CLOSE, apart, forget
+from brokerkit.adapters.rabbitmq.reader import Intake
 from brokerkit.adapters.rabbitmq.transport import Transport
 from brokerkit.errors import ConnectionLost
 
@@ -129,6 +130,10 @@ class Channel:
         async def arrived(raw: Raw) -> None:
             on_message(raw)
 
+        if (reader := self._transport.reader) is not None:
+            intake = Intake(self._raw, on_message)
+            reader.give(self.number, intake)
+            self.closed.add_done_callback(lambda _: reader.take(self.number, intake))
         self._prefetch = prefetch
 
         def ended(_: Any) -> None:

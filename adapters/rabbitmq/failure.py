@@ -22,6 +22,9 @@ from brokerkit.errors import (
 
 __all__ = ["at_connect", "at_publish", "meaning"]
 
+_OTHER_HOST = (62, 64)
+"""What OpenSSL says of a host name, and of an address, that is not in the certificate."""
+
 _LARGEST = re.compile(r"larger than configured max size (\d+)")
 
 
@@ -32,10 +35,13 @@ def at_connect(error: BaseException, place: str) -> BrokerkitError:
     A certificate that cannot be verified is `ConfigurationError`: nobody gets further by trying again.
     """
     for cause in _causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError) and cause.verify_code in _OTHER_HOST:
+            reason = f"{place}: the server's certificate is for another host ({cause.verify_message}); use a name that is in it"
+            return _because(ConfigurationError(reason), error)
         if isinstance(cause, ssl.SSLCertVerificationError):
             reason = (
                 f"{place}: the server's certificate is not trusted ({cause.verify_message}); name its authority with "
-                "tls_ca=FILE, and use the host name that the certificate is made for"
+                "tls_ca=FILE"
             )
             return _because(ConfigurationError(reason), error)
         if isinstance(cause, ssl.SSLError):

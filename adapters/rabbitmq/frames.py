@@ -7,10 +7,9 @@ stop every group of the process for good. So what comes is looked at before the 
 in place, and nothing else changes. Bodies and text values are never touched.
 """
 
-import asyncio
 import logging
 
-__all__ = ["Reader", "mended"]
+__all__ = ["mended"]
 
 _log = logging.getLogger(__name__)
 
@@ -43,33 +42,6 @@ _PROPERTIES = (
     (0x8000, "s"), (0x4000, "s"), (0x2000, "F"), (0x1000, "1"), (0x0800, "1"), (0x0400, "s"), (0x0200, "s"),
     (0x0100, "s"), (0x0080, "s"), (0x0040, "T"), (0x0020, "s"), (0x0010, "s"), (0x0008, "s"), (0x0004, "s"),
 )  # fmt: skip
-
-
-class Reader:
-    """Stands between the socket's reader and the client, which reads every frame in three steps: kind, head, rest."""
-
-    def __init__(self, reader: asyncio.StreamReader) -> None:
-        self._reader = reader
-        self._step = 0
-        self._kind = 0
-
-    def at_eof(self) -> bool:
-        """Say whether nothing more comes."""
-        return self._reader.at_eof()
-
-    async def read(self, count: int = -1) -> bytes:
-        """Read what is there."""
-        return await self._reader.read(count)
-
-    async def readexactly(self, count: int) -> bytes:
-        """Read the next part of a frame."""
-        data = await self._reader.readexactly(count)
-        if self._step == 0:
-            self._kind = data[0]
-        elif self._step == 2:  # noqa: PLR2004 - kind, head, rest
-            data = mended(self._kind, data)
-        self._step = (self._step + 1) % 3
-        return data
 
 
 def mended(kind: int, rest: bytes) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 from aiormq.connection import TransportFactory
 from yarl import URL
 
-from brokerkit.adapters.rabbitmq.frames import Reader
+from brokerkit.adapters.rabbitmq.reader import Reader
 
 __all__ = ["Transport"]
 
@@ -21,14 +21,16 @@ class Transport(TransportFactory):
         self._place = (host, port)
         self._context = context
         self.writer: asyncio.StreamWriter | None = None
+        self.reader: Reader | None = None
 
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect."""
         del url, kwargs
         reader, writer = await asyncio.open_connection(*self._place, ssl=self._context)
         self.writer = writer
-        mending: Any = Reader(reader)
-        return mending, writer
+        self.reader = Reader(reader)
+        ours: Any = self.reader
+        return ours, writer
 
     def abort(self) -> None:
         """Cut the connection."""

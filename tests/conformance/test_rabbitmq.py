@@ -27,7 +27,11 @@ class RabbitHarness:
 
 
 class RestartingHarness(RabbitHarness):
-    """The same on a server that may be restarted; other processes only get the URL."""
+    """
+    The same on a server that may be restarted; other processes only get the URL.
+
+    It is killed for that, which is harder and sooner done; the fault tests of the adapter stop it politely, too.
+    """
 
     patience = 60.0
 
@@ -36,7 +40,7 @@ class RestartingHarness(RabbitHarness):
         self._server = server
 
     async def restart(self) -> None:
-        await asyncio.to_thread(self._server.stop)
+        await asyncio.to_thread(self._server.kill)
         await asyncio.to_thread(self._server.start)
 
     def __reduce__(self) -> tuple[type[RabbitHarness], tuple[str]]:

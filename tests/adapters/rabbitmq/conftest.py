@@ -7,7 +7,14 @@ import pytest
 
 from brokerkit.adapters.rabbitmq import RabbitAdapter
 from tests.adapters.rabbitmq.broker import Adapters
-from tests.servers import RealServer
+from tests.servers import Certificates, Park, RealServer
+
+
+@pytest.fixture
+def strict_server(park: Park, certificates: Certificates) -> RealServer:
+    """A real server with TLS that takes no message above 1,000 bytes."""
+    settings = {"max_message_size": "1000"}
+    return park.get("rabbitmq", place="secure", security=certificates.server, settings=settings)
 
 
 @pytest.fixture

@@ -158,14 +158,14 @@ async def test_a_handler_that_holds_one_message_does_not_keep_the_others_unacked
 
 
 async def test_two_subscriptions_of_a_lost_connection_are_both_told(
-    adapters: Adapters, rabbitmq_server: RealServer
+    adapters: Adapters,
 ) -> None:
-    control = rabbitmq_server.control
-    adapter = await adapters(heartbeat=2)
+    adapter = await adapters()
     one, two = await join(adapter, inlet(fresh("one"))), await join(adapter, inlet(fresh("two")))
     waiting = [asyncio.create_task(each.subscription.receive(1)) for each in (one, two)]
     await asyncio.sleep(0)
-    await asyncio.to_thread(control.kill)
+    client: Any = adapter._hub._client
+    client._transport.abort()
     results = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 20)
     assert [type(result) for result in results] == [ConnectionLost, ConnectionLost]
     await one.subscription.close()

@@ -4,7 +4,6 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Callable
 
 import pytest
 
@@ -78,9 +77,9 @@ async def test_a_host_that_accepts_and_says_nothing_is_given_up_in_time() -> Non
 
 
 async def test_the_certificate_is_verified_and_what_is_wrong_with_it_is_said(
-    secure_rabbitmq_server: RealServer, certificates: Certificates
+    strict_server: RealServer, certificates: Certificates
 ) -> None:
-    url = secure_rabbitmq_server.url
+    url = strict_server.url
     good = RabbitAdapter(f"{url}?tls_ca={certificates.authority}")
     await good.connect()
     channel = fresh()
@@ -90,9 +89,14 @@ async def test_the_certificate_is_verified_and_what_is_wrong_with_it_is_said(
     await good.close()
     for query in ("", f"?tls_ca={certificates.stranger}"):
         adapter = RabbitAdapter(f"{url}{query}")
-        with pytest.raises(ConfigurationError, match="certificate"):
+        with pytest.raises(ConfigurationError, match="certificate is not trusted"):
             await adapter.connect()
         await adapter.close()
+    # "127.1" is the same address by a name for which the certificate was not made
+    other = RabbitAdapter(f"{url.replace('127.0.0.1', '127.1')}?tls_ca={certificates.authority}")
+    with pytest.raises(ConfigurationError, match=r"127\.1:\d+: .* is for another host \(.*'127\.1'"):
+        await other.connect()
+    await other.close()
 
 
 async def test_a_port_without_tls_is_said_to_be_one(rabbitmq_server: RealServer) -> None:
@@ -187,10 +191,9 @@ async def test_a_full_unrouted_queue_is_throttled_and_not_silence(adapters: Adap
 
 
 async def test_what_the_server_finds_too_large_is_too_large_and_its_neighbours_are_retryable(
-    adapters: Adapters, own_server: Callable[..., Server]
+    adapters: Adapters, strict_server: RealServer, certificates: Certificates
 ) -> None:
-    server = await asyncio.to_thread(own_server, "rabbitmq", settings={"max_message_size": "1000"})
-    adapter = await adapters(server.url)
+    adapter = await adapters(strict_server.url, tls_ca=str(certificates.authority))
     channel = fresh()
     member = await join(adapter, inlet(channel))
     await sure(adapter, Address(channel), texts(2))
