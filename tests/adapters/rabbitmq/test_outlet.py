@@ -244,6 +244,10 @@ async def test_what_amqp_cannot_carry_harms_only_itself() -> None:
     assert [type(each) for each in await sending] == [type(None), BadHeader, type(None)]
 
 
+def keeps_its_room(_: Outlet, __: object) -> None:
+    """Stand in for a client that never ends a publish."""
+
+
 class Reconnecting(StubLink):
     """A link whose connection is another one after it was lost."""
 
@@ -265,7 +269,7 @@ async def test_the_room_that_was_taken_on_a_lost_connection_is_free_on_the_next(
     full = asyncio.create_task(publisher.publish(parcels(1000), soon()))
     await turns()
     with monkeypatch.context() as patch:
-        patch.setattr(Outlet, "settled", lambda *_: None)  # none of them gives its room back
+        patch.setattr(Outlet, "settled", keeps_its_room)  # none of them gives its room back
         link.brokers[0].fail(None)
         assert kinds(await asyncio.wait_for(full, 2)) == {"PublishUnknown": 1000}
     again = asyncio.create_task(publisher.publish(parcels(1000), soon()))
