@@ -1,10 +1,10 @@
 """Deliveries are taken out of what comes, whole and in order, and everything else reaches the client untouched."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pamqp.frame
-import pytest
 from aiormq.connection import FrameReceiver
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -135,13 +135,12 @@ async def test_a_number_that_another_channel_has_taken_over_keeps_its_deliveries
     assert len(taken) == 1
 
 
-async def test_a_stream_of_nothing_but_deliveries_is_a_heartbeat_for_the_client(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_stream_of_nothing_but_deliveries_is_a_heartbeat_for_the_client() -> None:
     stream = asyncio.StreamReader()
     reader = Reader(stream)
     now = [100.0]
-    monkeypatch.setattr(reader._loop, "time", lambda: now[0])
+    clock: Any = SimpleNamespace(time=lambda: now[0])
+    reader._loop = clock
     reader._passed = 100.0
     taken: list[Any] = []
     channel: Any = object()
