@@ -31,7 +31,7 @@ Limits
     partition is out at a time.
 
 Native object
-    `brokerkit.adapters.nats.link.Incoming`: subject, reply, data, headers; when browsed, the server's JSON.
+    `brokerkit.adapters.nats.client.Incoming`: subject, reply, data, headers; when browsed, the server's JSON.
 """
 
 from brokerkit.adapters.nats.adapter import NatsAdapter

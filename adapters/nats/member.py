@@ -11,22 +11,22 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from brokerkit.adapter import OnLost, Settled
 from brokerkit.adapters.nats.api import Api
+from brokerkit.adapters.nats.chores import Chores
 from brokerkit.adapters.nats.failure import ApiError, NoAnswer
 from brokerkit.adapters.nats.held import Held, Identity
 from brokerkit.adapters.nats.link import Incoming, Link
 from brokerkit.adapters.nats.returns import Returns
 from brokerkit.adapters.nats.servertime import ServerTime
-from brokerkit.adapters.nats.source import ACK, PROGRESS, Source, nak
+from brokerkit.adapters.nats.settling import hold, settle
+from brokerkit.adapters.nats.source import PROGRESS, Source, nak
 from brokerkit.adapters.nats.tallies import Tallies
 from brokerkit.adapters.nats.wire import AFTER, after_of, decode, read_receipt
 from brokerkit.delivery import Delivery
-from brokerkit.errors import ConnectionLost, SettleError, Stale, Unavailable
+from brokerkit.errors import ConnectionLost, SettleError
 from brokerkit.message import Address
-from brokerkit.settlement import Ack, Retry
 
 __all__ = ["Member", "Site"]
 
@@ -72,8 +72,7 @@ class Member:
         self.limit = 0
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._timers: set[asyncio.TimerHandle] = set()
+        self._chores = Chores()
         self._alive = self._loop.time()
         self._down_since: float | None = None
         self._renewed = self._alive
@@ -158,103 +157,18 @@ class Member:
 
         `Stale` for what is not held here any more; `Unavailable` where no answer came: settling again is harmless.
         """
-        work = self._loop.create_task(self._settle(settled))
+        work = self._loop.create_task(settle(self, settled))
         return await asyncio.shield(work)
-
-    async def _settle(self, settled: Sequence[Settled]) -> Sequence[SettleError | None]:
-        now = self._loop.time()
-        outcomes: list[SettleError | None] = [None] * len(settled)
-        parts: dict[Source, list[tuple[int, Held, Ack | Retry]]] = {}
-        chosen: set[int] = set()
-        for index, (delivery, settlement) in enumerate(settled):
-            held = self._held_of(delivery)
-            if held is None or id(held) in chosen:
-                outcomes[index] = _stale(delivery)
-            elif held.returned:
-                # written before, and its answer was lost: a second one would take it from whoever has it by now
-                self.drop(held)
-                outcomes[index] = None if isinstance(settlement, Retry) else _stale(delivery)
-            elif not self.ours(held, now):
-                outcomes[index] = _stale(delivery)
-                self.check_leases(now)
-            else:
-                chosen.add(id(held))
-                parts.setdefault(held.source, []).append((index, held, settlement))
-        results = await asyncio.gather(*(self._settle_at(source, part) for source, part in parts.items()))
-        for part, error in zip(parts.values(), results, strict=True):
-            for index, _, _ in part:
-                outcomes[index] = error
-        return outcomes
-
-    async def _settle_at(
-        self, source: Source, part: Sequence[tuple[int, Held, Ack | Retry]]
-    ) -> SettleError | None:
-        written = [
-            (held.reply, ACK if isinstance(settlement, Ack) else nak(settlement.after))
-            for _, held, settlement in part
-        ]
-        for _, held, settlement in part:
-            if isinstance(settlement, Retry):
-                held.returned = True
-                self.site.returns.add(source.stream, source.name, held.identity)
-        try:
-            await self.before_acks(
-                source, [held for _, held, settlement in part if isinstance(settlement, Ack)]
-            )
-            await source.send(written)
-        except (NoAnswer, ApiError) as error:
-            if isinstance(error, NoAnswer) and not error.written:
-                self._not_returned(source, part)
-            return Unavailable(f"{self.site.link.where}: {error}")
-        for _, held, settlement in part:
-            if self.held.get(held.key) is held:
-                self.drop(held)
-            if isinstance(settlement, Ack):
-                self.site.returns.forget(source.stream, source.name, held.identity)
-        return None
-
-    def _not_returned(self, source: Source, part: Sequence[tuple[int, Held, Ack | Retry]]) -> None:
-        for _, held, settlement in part:
-            if isinstance(settlement, Retry):
-                held.returned = False
-                self.site.returns.take_back(source.stream, source.name, held.identity)
 
     async def hold(self, deliveries: Sequence[Delivery]) -> Sequence[SettleError | None]:
         """Renew the leases of deliveries, confirmed by the server; `Stale` for what is no longer ours."""
-        work = self._loop.create_task(self._hold(deliveries))
+        work = self._loop.create_task(hold(self, deliveries))
         return await asyncio.shield(work)
 
     async def tally(self, changes: Sequence[tuple[str, int]]) -> Sequence[int | SettleError]:
         """Change some counts of the group, durably; see `brokerkit.adapter.Tallies`."""
         work = self._loop.create_task(self.site.tallies.tally(changes))
         return await asyncio.shield(work)
-
-    async def _hold(self, deliveries: Sequence[Delivery]) -> Sequence[SettleError | None]:
-        now = self._loop.time()
-        self.check_leases(now)
-        parts: dict[Source, list[Held]] = {}
-        for delivery in deliveries:
-            held = self._held_of(delivery)
-            if held is not None:
-                parts.setdefault(held.source, []).append(held)
-        answers = await asyncio.gather(*(self._renew_at(source, part, now) for source, part in parts.items()))
-        answered = dict(zip(parts, answers, strict=True))
-        outcomes: list[SettleError | None] = []
-        for delivery in deliveries:
-            held = self._held_of(delivery)
-            if held is None or not self.ours(held, self._loop.time()):
-                outcomes.append(_stale(delivery))
-            elif answered.get(held.source):
-                outcomes.append(None)
-            else:
-                outcomes.append(Unavailable(f"{self.site.link.where}: the lease could not be renewed"))
-        return outcomes
-
-    def _held_of(self, delivery: Delivery) -> Held | None:
-        held = delivery.receipt
-        if isinstance(held, Held) and self.held.get(held.key) is held:
-            return held
-        return None
 
     async def before_acks(self, source: Source, acked: Sequence[Held]) -> None:
         """Do what has to be done before these are acked."""
@@ -273,10 +187,7 @@ class Member:
         leaving.add_done_callback(_look)
         await asyncio.wait([leaving], timeout=_CLOSE)
         leaving.cancel()
-        for timer in self._timers:
-            timer.cancel()
-        for task in list(self._tasks):
-            task.cancel()
+        self._chores.cancel()
         self.held.clear()
         self.site.link.on_back.discard(self._came_back)
         self.site.forget(self)
@@ -373,6 +284,10 @@ class Member:
 
     # -- losses
 
+    def holds(self, held: Held) -> bool:
+        """Say whether this very arrival is still held."""
+        return self.held.get(held.key) is held
+
     def drop(self, held: Held) -> None:
         """Forget one that has been settled."""
         self.held.pop(held.key, None)
@@ -387,7 +302,7 @@ class Member:
     def _forget(self, lost: Iterable[Held]) -> list[Delivery]:
         out: list[Delivery] = []
         for held in lost:
-            if self.held.get(held.key) is held:
+            if self.holds(held):
                 del self.held[held.key]
                 self.settled(held)
                 if held.out:
@@ -495,14 +410,14 @@ class Member:
             for held in self.held.values():
                 if not held.returned:
                     parts.setdefault(held.source, []).append(held)
-            await asyncio.gather(*(self._renew_at(source, part, now) for source, part in parts.items()))
+            await asyncio.gather(*(self.renew_at(source, part, now) for source, part in parts.items()))
             if self.watches_time and self.site.time.age > _CLOCK:
                 with contextlib.suppress(NoAnswer, ApiError):  # asked again with the next renewal
                     await self.look_at_clock()
         finally:
             self._renewing = False
 
-    async def _renew_at(self, source: Source, part: Sequence[Held], now: float) -> bool:
+    async def renew_at(self, source: Source, part: Sequence[Held], now: float) -> bool:
         """Say whether the server has answered; if not it is tried again, until the lease is over."""
         try:
             await source.send_for(part, PROGRESS, timeout=self.site.lease / _RENEWALS)
@@ -572,33 +487,13 @@ class Member:
 
     def spawn(self, work: Awaitable[None]) -> None:
         """Run something beside; its end is seen to."""
-        task: asyncio.Task[None] = self._loop.create_task(_run(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._chores.spawn(work)
 
     def later(self, seconds: float, call: Callable[[], None]) -> None:
-        """Call in so many seconds, unless it is closed by then."""
-
-        def due() -> None:
-            self._timers.discard(timer)
-            if not self.closed:
-                call()
-
-        timer = self._loop.call_later(seconds, due)
-        self._timers.add(timer)
-
-
-async def _run(work: Awaitable[Any]) -> None:
-    try:
-        await work
-    except Exception:  # noqa: BLE001 - told, and the subscription goes on
-        _log.exception("a task of a NATS subscription failed")
+        """Call in so many seconds, unless it has left by then."""
+        self._chores.later(seconds, lambda: None if self.closed else call())
 
 
 def _look(future: "asyncio.Future[None]") -> None:
     if not future.cancelled() and (error := future.exception()) is not None:
         _log.error("leaving a group failed: %r", error)
-
-
-def _stale(delivery: Delivery) -> Stale:
-    return Stale(f"{delivery!r} is no longer held by this subscription")

@@ -209,7 +209,7 @@ class Partition:
             if info is not None:
                 short = int(info["num_ack_pending"]) - here
                 if not asked:
-                    asked = await self._call_back(info, spare=set(self._taken))
+                    asked = short <= 0 or await self._call_back(info, spare=set(self._taken))
                 elif short <= 0:
                     break
                 if self.source.credit < short:  # what is new may have used up what was asked for
@@ -231,8 +231,6 @@ class Partition:
         False if the server did not answer.
         """
         floor, delivered = int(info["ack_floor"]["stream_seq"]), int(info["delivered"]["stream_seq"])
-        if int(info["num_ack_pending"]) <= len(spare) or delivered <= floor:
-            return True
         seqs = [seq for seq in range(floor + 1, delivered + 1) if seq not in spare]
         if (
             len(seqs) > _FURTHEST

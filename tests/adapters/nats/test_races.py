@@ -334,6 +334,22 @@ def test_a_takeover_does_not_count_what_came_behind_the_server_s_answer() -> Non
     play(main())
 
 
+def test_a_takeover_asks_for_what_is_out_also_when_more_came_behind_the_server_s_answer() -> None:
+    async def main() -> None:
+        world = World(lease=30.0)
+        member = await world.keyed()
+        part = member.parts[0]
+        api = Takeover(world)
+        api.source, api.behind = part.source, [3, 4]
+        world.site.api = api  # type: ignore[assignment]
+        comes(part.source, 2, pin="me")
+        await asyncio.sleep(0.5)
+        assert world.link.data_for("$JS.ACK.c.g--p0.1.1.") == [b"-NAK"]
+        await member.close()
+
+    play(main())
+
+
 def test_a_takeover_asks_again_for_what_it_could_not_ask_for() -> None:
     async def main() -> None:
         world = World(lease=30.0)
