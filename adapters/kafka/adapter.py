@@ -325,10 +325,15 @@ class KafkaAdapter:
         if await self._is_founded(group, topic):
             return
         places = [(topic, index) for index in range(self._topics.partitions(topic))]
-        where = self._admin.ends if start == "latest" and at.place != "dead" else self._admin.beginnings
-        offsets = await where(places)
-        if await self._is_founded(group, topic):
-            return
+        latest = start == "latest" and at.place != "dead"
+        offsets: dict[tuple[str, int], int] = {}
+        if latest or not self._topics.fresh(topic):
+            offsets.update(await (self._admin.ends if latest else self._admin.beginnings)(places))
+            if await self._is_founded(group, topic):
+                return
+        for made in filter(self._topics.fresh, self._plan.of(at)):
+            for index in range(self._topics.partitions(made)):
+                offsets.setdefault((made, index), 0)
         await self._admin.found(
             group,
             {

@@ -85,25 +85,25 @@ class AioAdmin:
                 found[topic["topic"]] = len(topic["partitions"])
         return found
 
-    async def describe(self, topic: str) -> TopicInfo | None:
-        """Return what a topic is like; where settings may not be read, the broker's defaults are taken."""
-        count = (await self.partitions([topic])).get(topic)
-        if count is None:
-            return None
+    async def describe(self, topics: Sequence[str]) -> Mapping[str, TopicInfo]:
+        """Return what those are like that exist; where settings may not be read, the broker's defaults are taken."""
+        counts = await self.partitions(topics)
+        if not counts:
+            return {}
         names = dict.fromkeys((_LIMIT, _STAMP, _RETENTION))
         try:
-            answers = await self._admin.describe_configs([Resource(ResourceType.TOPIC, topic, names)])
+            answers = await self._admin.describe_configs(
+                [Resource(ResourceType.TOPIC, topic, names) for topic in counts]
+            )
         except (kafka.KafkaError, OSError, TimeoutError) as error:
-            raise connection_error(error, topic) from error
-        entries = answers[0].to_object()["resources"][0]["config_entries"]
-        values = {entry["config_names"]: entry["config_value"] for entry in entries}
-        retention = float(values.get(_RETENTION, _DEFAULT_RETENTION))
-        return TopicInfo(
-            count,
-            int(values.get(_LIMIT, _DEFAULT_LIMIT)),
-            values.get(_STAMP) == "LogAppendTime",
-            retention / 1000 if retention >= 0 else float("inf"),
-        )
+            raise connection_error(error, ", ".join(counts)) from error
+        settings: dict[str, dict[str, str]] = {}
+        for answer in answers:
+            for resource in answer.to_object()["resources"]:
+                settings[resource["resource_name"]] = {
+                    entry["config_names"]: entry["config_value"] for entry in resource["config_entries"]
+                }
+        return {topic: _info(count, settings.get(topic, {})) for topic, count in counts.items()}
 
     async def create(self, topics: Sequence[TopicSpec]) -> None:
         """Create topics, with -1 for the replication factor, which means the broker's own; wait until they have leaders."""
@@ -288,6 +288,16 @@ class AioAdmin:
             else:
                 connection.close()
         return found
+
+
+def _info(partitions: int, settings: Mapping[str, str]) -> TopicInfo:
+    retention = float(settings.get(_RETENTION, _DEFAULT_RETENTION))
+    return TopicInfo(
+        partitions,
+        int(settings.get(_LIMIT, _DEFAULT_LIMIT)),
+        settings.get(_STAMP) == "LogAppendTime",
+        retention / 1000 if retention >= 0 else float("inf"),
+    )
 
 
 def _moving(answer: Any) -> bool:

@@ -188,8 +188,8 @@ class Admin(Protocol):
         """Return the number of partitions of those that exist. Creates nothing."""
         ...
 
-    async def describe(self, topic: str) -> TopicInfo | None:
-        """Return what a topic is like, or None if it does not exist."""
+    async def describe(self, topics: Sequence[str]) -> Mapping[str, TopicInfo]:
+        """Return what those are like that exist."""
         ...
 
     async def create(self, topics: Sequence[TopicSpec]) -> None:

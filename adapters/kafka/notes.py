@@ -54,6 +54,10 @@ class Note:
     handed: int = 0
     marks: Mapping[int, bytes] = field(default_factory=dict[int, bytes])
 
+    def tells(self, head: int) -> bool:
+        """Say whether it tells anything of offsets from a commit at `head` on; a drained one usually does not."""
+        return not self.drained or self.upto != head or bool(self.runs) or bool(self.marks)
+
 
 def encode(note: Note, head: int, *, limit: int = LIMIT) -> tuple[str, int]:
     """

@@ -13,7 +13,7 @@ from brokerkit.adapters.kafka.client import Consumer, Fenced, Transient
 from brokerkit.adapters.kafka.clock import BrokerClock
 from brokerkit.adapters.kafka.committer import Committer
 from brokerkit.adapters.kafka.marks import shortened
-from brokerkit.adapters.kafka.notes import decode, fits
+from brokerkit.adapters.kafka.notes import Note, decode, fits
 from brokerkit.adapters.kafka.options import Options
 from brokerkit.adapters.kafka.partition import Partition
 from brokerkit.adapters.kafka.shelf import Hop, Shelf
@@ -326,13 +326,18 @@ class KafkaSubscription:
             return
         places = [part.tp for part in parts]
         committed = await self._consumer.committed(places)
-        ends = await self._consumer.ends(places)
+        notes: dict[Partition, tuple[int, Note | None]] = {}
         for part in parts:
             offset, text = committed[part.tp]
             if offset < 0:
                 offset = await self._consumer.position(part.tp)
-            note = decode(text, offset)
-            part.adopt(offset, note, end=ends[part.tp], slack=self._slack)
+            notes[part] = offset, decode(text, offset)
+        telling = [
+            part.tp for part, (offset, note) in notes.items() if note is not None and note.tells(offset)
+        ]
+        ends = await self._consumer.ends(telling) if telling else {}
+        for part, (offset, note) in notes.items():
+            part.adopt(offset, note, end=ends.get(part.tp, offset), slack=self._slack)
             self._consumer.seek(part.tp, offset)
 
     async def _end_adoption(self) -> None:

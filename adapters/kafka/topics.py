@@ -27,6 +27,7 @@ class Topics:
         self._known: dict[str, int] = {}
         self._infos: dict[str, TopicInfo] = {}
         self._ready: set[Address] = set()
+        self._fresh: set[str] = set()
         self._lock = asyncio.Lock()
 
     def partitions(self, topic: str) -> int:
@@ -38,10 +39,15 @@ class Topics:
         self._known.pop(topic, None)
         self._infos.pop(topic, None)
         self._ready.clear()
+        self._fresh.discard(topic)
 
     def at_hand(self, topic: str) -> TopicInfo | None:
         """Return what a topic was like when it was last looked at, or None."""
         return self._infos.get(topic)
+
+    def fresh(self, topic: str) -> bool:
+        """Say whether we have made a topic: then it begins at 0."""
+        return topic in self._fresh
 
     def ready(self, at: Address) -> bool:
         """Say whether the topics of an address have all been seen."""
@@ -73,22 +79,27 @@ class Topics:
 
     async def info(self, topic: str) -> TopicInfo:
         """Return what a topic that exists is like."""
-        info = self._infos.get(topic)
-        if info is None:
-            found = await self._admin.describe(topic)
-            if found is None:
-                self.forget(topic)
-                message = f"the topic {topic} does not exist"
-                raise NotFound(message)
-            info = self._infos[topic] = found
-        return info
+        return (await self._look([topic]))[0]
 
     async def check_ladder(self, at: Address) -> None:
         """See that an inlet's topics stamp records with the time of the append: delays are counted from it."""
-        for topic in self._plan.of(at)[:-1]:
-            if not (await self.info(topic)).append_time:
+        ladder = self._plan.of(at)[:-1]
+        for topic, info in zip(ladder, await self._look(ladder), strict=True):
+            if not info.append_time:
                 message = f"the topic {topic} needs message.timestamp.type=LogAppendTime; delays are counted from it"
                 raise ConfigurationError(message)
+
+    async def _look(self, topics: Sequence[str]) -> list[TopicInfo]:
+        """Look at those that were not looked at yet, all at once."""
+        new = [topic for topic in topics if topic not in self._infos]
+        if new:
+            self._infos.update(await self._admin.describe(new))
+        for topic in topics:
+            if topic not in self._infos:
+                self.forget(topic)
+                message = f"the topic {topic} does not exist"
+                raise NotFound(message)
+        return [self._infos[topic] for topic in topics]
 
     async def _make(self, at: Address, missing: Sequence[str]) -> None:
         if not self._may_create:
@@ -101,10 +112,13 @@ class Topics:
         if channel in missing and self._plan.names.adopted(at):
             message = f"the adopted topic {channel} does not exist; it is not ours to create"
             raise NotFound(message)
-        if channel in missing:
+        count = self._plan.spec(at, channel, 0).partitions
+        if channel in missing and count < 0 and len(missing) > 1:  # only the broker knows how many it makes
             await self._admin.create([self._plan.spec(at, channel, 0)])
-        source = (await self._admin.partitions([channel])).get(channel, 1) if at.place is not None else 1
-        others = [topic for topic in missing if topic != channel]
-        if others:
-            await self._admin.create([self._plan.spec(at, topic, source) for topic in others])
-        self._known.update(await self._admin.partitions(missing))
+            self._fresh.add(channel)
+            missing = [topic for topic in missing if topic != channel]
+        if channel not in missing and at.place is not None:
+            count = (await self._admin.partitions([channel])).get(channel, 1)
+        await self._admin.create([self._plan.spec(at, topic, max(count, 1)) for topic in missing])
+        self._fresh.update(missing)
+        self._known.update(await self._admin.partitions(self._plan.of(at)))

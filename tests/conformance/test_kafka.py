@@ -17,7 +17,7 @@ class KafkaHarness:
     patience = 60.0
 
     def __init__(self, url: str) -> None:
-        self.url = f"{url}?session=2&drain=4&partitions=2"
+        self.url = f"{url}?session=2&heartbeat=0.1&drain=4&partitions=2"
         self.limits = KafkaAdapter(self.url).capabilities.limits
 
     async def adapter(self) -> Adapter:

@@ -194,11 +194,12 @@ class Site:
 
 @dataclass
 class FakeAdmin:
-    """A cluster's topics and groups. silent: it answers nothing any more."""
+    """A cluster's topics and groups. silent: what it says to everything. broker_partitions: its default for topics."""
 
     topics: dict[str, int] = field(default_factory=dict[str, int])
     offsets: dict[str, dict[Place, Committed]] = field(default_factory=dict[str, dict[Place, Committed]])
     silent: Exception | None = None
+    broker_partitions: int = 1
     on_look: Callable[[], Awaitable[None]] | None = None
 
     async def start(self) -> None:
@@ -212,11 +213,17 @@ class FakeAdmin:
             raise self.silent
         return {topic: self.topics[topic] for topic in topics if topic in self.topics}
 
-    async def describe(self, topic: str) -> TopicInfo | None:
-        return TopicInfo(self.topics[topic], 1_000_000, append_time=True, retention=1e9)
+    async def describe(self, topics: Sequence[str]) -> Mapping[str, TopicInfo]:
+        found = await self.partitions(topics)
+        return {
+            topic: TopicInfo(count, 1_000_000, append_time=True, retention=1e9)
+            for topic, count in found.items()
+        }
 
     async def create(self, topics: Sequence[TopicSpec]) -> None:
-        self.topics |= {spec.name: max(spec.partitions, 1) for spec in topics}
+        self.topics |= {
+            spec.name: spec.partitions if spec.partitions > 0 else self.broker_partitions for spec in topics
+        }
 
     async def committed(self, group: str) -> Mapping[Place, Committed]:
         return dict(self.offsets.get(group, {}))

@@ -34,7 +34,7 @@ async def connected(
     url: str, native: Mapping[str, str] | None = None, **options: str | float | bool
 ) -> AsyncGenerator[KafkaAdapter]:
     """Give a connected adapter, closed in the end."""
-    given: Any = {"session": 6, "drain": 5, "partitions": 2, **options}
+    given: Any = {"session": 6, "heartbeat": 0.1, "drain": 5, "partitions": 2, **options}
     adapter = KafkaAdapter(url, native=native, **given)
     await adapter.connect()
     try:

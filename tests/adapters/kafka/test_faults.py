@@ -5,7 +5,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -17,10 +17,17 @@ from brokerkit.delivery import Delivery
 from brokerkit.engine import Engine, Settings
 from brokerkit.errors import ConnectionLost, PublishUnknown, SendError, Stale, TooLarge
 from brokerkit.message import Address
+from brokerkit.sandbox import Server
 from brokerkit.settlement import ACK, Retry, Settlement
 from tests.adapters.kafka.kit import connected, eventually, fresh, inlet, join, numbers, send, text
-from tests.conftest import StartOwn
-from tests.servers import RealServer
+from tests.servers import Park, RealServer
+
+
+@pytest.fixture(scope="module")
+def server(park: Park) -> Iterator[Server]:
+    """A server for these tests alone, to be stopped, killed and frozen."""
+    with park.own("kafka") as server:
+        yield server
 
 
 class Field:
@@ -36,7 +43,7 @@ class Field:
 
     async def add(self) -> None:
         """Let one more member join."""
-        adapter = KafkaAdapter(self.url, session=6, drain=10, partitions=12)
+        adapter = KafkaAdapter(self.url, session=6, heartbeat=0.1, drain=10, partitions=12)
         await adapter.connect()
         engine = Engine(
             adapter, self.channel, "g", self.handle, Settings(concurrency=64, prefetch=64, order="key")
@@ -49,6 +56,15 @@ class Field:
         adapter, engine = self.running.pop()
         await engine.stop(10)
         await adapter.close()
+
+    async def goes_on(self, count: int) -> None:
+        """Wait until so many more are handled."""
+        wanted = min(len(self.handled) + count, 6_000)
+
+        async def so_many() -> bool:
+            return len(self.handled) >= wanted
+
+        await eventually(so_many, f"{count} more are handled")
 
     async def handle(self, delivery: Delivery) -> Settlement:
         number = int(delivery.message.body)
@@ -76,10 +92,10 @@ async def test_f16_members_that_come_and_go_under_load_lose_nothing_and_handle_n
         publishing = asyncio.create_task(publish())
         try:
             for _ in range(3):
-                await asyncio.sleep(0.5)
+                await field.goes_on(300)
                 await field.add()
             for _ in range(3):
-                await asyncio.sleep(0.5)
+                await field.goes_on(300)
                 await field.remove()
             await publishing
 
@@ -96,10 +112,9 @@ async def test_f16_members_that_come_and_go_under_load_lose_nothing_and_handle_n
 
 
 async def test_f41_a_frozen_broker_leaves_a_publish_unknown_in_its_time_and_close_ends(
-    own_server: StartOwn,
+    server: Server,
 ) -> None:
-    server = own_server("kafka")
-    adapter = KafkaAdapter(server.url, session=6, send_timeout=3, request_timeout=4)
+    adapter = KafkaAdapter(server.url, session=6, send_timeout=1, request_timeout=1.5)
     await adapter.connect()
     channel = fresh()
     await send(adapter, Address(channel), [text("before")])
@@ -111,7 +126,7 @@ async def test_f41_a_frozen_broker_leaves_a_publish_unknown_in_its_time_and_clos
         begin = loop.time()
         outcomes = await adapter.send(Address(channel), [text("1"), text("2")])
         assert [type(outcome) for outcome in outcomes] == [PublishUnknown, PublishUnknown]
-        assert loop.time() - begin < 6
+        assert loop.time() - begin < 4
         (again,) = await adapter.send(Address(channel), [text("3")])
         assert isinstance(again, ConnectionLost | PublishUnknown)
         begin = loop.time()
@@ -121,10 +136,9 @@ async def test_f41_a_frozen_broker_leaves_a_publish_unknown_in_its_time_and_clos
         await asyncio.to_thread(server.thaw)
 
 
-async def test_f41_a_publisher_that_waits_through_a_freeze_goes_on_by_itself(own_server: StartOwn) -> None:
-    server = own_server("kafka")
+async def test_f41_a_publisher_that_waits_through_a_freeze_goes_on_by_itself(server: Server) -> None:
     channel = fresh()
-    async with connected(server.url, send_timeout=4, request_timeout=4) as adapter:
+    async with connected(server.url, send_timeout=2, request_timeout=2) as adapter:
         await send(adapter, Address(channel), [text("first")])
         member = await join(adapter, inlet(channel), 30)
         confirmed: list[str] = ["first"]
@@ -182,7 +196,7 @@ async def test_f49_pauses_outlive_a_rebalance_and_end_when_the_last_reason_is_go
         await send(one, Address(channel), [text(n) for n in range(2000)])
         assert client.paused() == {full_rung().tp}
         generation = subscription._consumer.generation
-        await asyncio.sleep(2.5)  # longer than the client lets its owner ask for nothing
+        await _longer_than_max_poll(subscription)
         part = full_rung()
         assert (subscription._consumer.generation, part.held >= part.hold) == (generation, True)
         assert client.paused() >= {part.tp}
@@ -243,6 +257,23 @@ async def test_f50_no_commit_carries_another_generation_than_its_own(kafka_serve
         assert await adapter._admin.committed(f"{channel}--g") == before
 
 
+async def _longer_than_max_poll(subscription: Any) -> None:
+    """Wait until the owner has asked for nothing for longer than the client allows: it asks three times in that time itself."""
+    kept: list[None] = []
+    real = subscription._keep_alive
+
+    async def counted() -> None:
+        await real()
+        kept.append(None)
+
+    subscription._keep_alive = counted
+
+    async def often_enough() -> bool:
+        return len(kept) > 4
+
+    await eventually(often_enough, "it has asked five times by itself")
+
+
 async def _is_quiet(subscription: Any) -> bool:
     return not subscription._committer._dirty and subscription._committer._task is None
 
@@ -276,7 +307,7 @@ async def test_a_handler_longer_than_max_poll_interval_causes_no_rebalance(kafka
         await eventually(lambda: _is_member(subscription), "it has joined")
         generation = subscription._consumer.generation
         await send(adapter, Address(channel), [text(n) for n in range(3000)])
-        await asyncio.sleep(3.5)
+        await _longer_than_max_poll(subscription)
         release.set()
         async with asyncio.timeout(30):
             await ended.wait()
@@ -356,9 +387,8 @@ async def test_an_uncounted_return_never_moves_the_commit_back(kafka_server: Rea
 
 @pytest.mark.parametrize("kind", ["stop", "kill"])
 async def test_a_restart_of_the_broker_loses_nothing_that_was_confirmed_and_brings_what_waits(
-    own_server: StartOwn, kind: str
+    server: Server, kind: str
 ) -> None:
-    server = own_server("kafka")
     channel = fresh()
     confirmed: set[int] = set()
     early: list[float] = []
