@@ -5,6 +5,7 @@ The seam between this adapter and a client library: one call, its answer, its fa
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import Any, Protocol
 
 __all__ = ["Answer", "Arguments", "CallFailed", "Transport", "date_of"]
@@ -47,6 +48,7 @@ class Transport(Protocol):
         ...
 
 
+@lru_cache(8)  # it changes once a second
 def date_of(header: str | None) -> float | None:
     """Return the wall time that a `Date` header names."""
     if header is None:

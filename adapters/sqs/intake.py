@@ -61,16 +61,17 @@ class Intake:
             return
         while self._asked < wanted and self._may_poll():
             ask = min(BATCH, wanted - self._asked)
+            if ask < BATCH and self._asked:
+                break  # ten at a time: a poll for a few costs as much, and so does what ends a few
             self._asked += ask
             task = asyncio.get_running_loop().create_task(self._poll(ask))
             self._polls.add(task)
-            task.add_done_callback(self._polls.discard)
+            task.add_done_callback(self._polled)
 
     async def close(self, seconds: float) -> None:
         """Start no more polls and wait for those under way; what is not back by then is given up."""
         self._closed = True
-        if self._pause is not None:
-            self._pause.cancel()
+        self._stop_waiting()
         polls = set(self._polls)
         if polls:
             _, late = await asyncio.wait(polls, timeout=seconds)
@@ -117,15 +118,23 @@ class Intake:
             self._allowed = 1
         self._wanted = max(self._wanted - ready, 0)
         self._rest = _SHORTEST_REST if found else min(self._rest * 2, _LONGEST_REST)
-        if not found and not options.poll:
+        if found:
+            self._stop_waiting()
+        elif not options.poll:
             self._wait(self._rest)
-        else:
-            # this task is still in the set of polls: seek when it is out of it
-            loop.call_soon(self._seek_again)
+
+    def _polled(self, task: asyncio.Task[None]) -> None:
+        self._polls.discard(task)
+        self.seek(self._wanted)
 
     def _wait(self, seconds: float) -> None:
         if self._pause is None and not self._closed:
             self._pause = asyncio.get_running_loop().call_later(seconds, self._seek_again)
+
+    def _stop_waiting(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
 
     def _seek_again(self) -> None:
         self._pause = None

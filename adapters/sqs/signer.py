@@ -30,30 +30,36 @@ class Signer:
         self._region = region
         self._service = service
         self._derived: tuple[Keys, str, bytes] | None = None
+        self._stamped: tuple[int, str] = (-1, "")
 
     def headers(self, keys: Keys, target: str, body: bytes, now: float) -> dict[str, str]:
         """Return the headers for one request at a wall time in seconds."""
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
+        stamp = self._stamp(int(now))
         day = stamp[:8]
-        signed = {
+        signed = {  # in the order of their names, as the signature wants them
             "content-type": "application/x-amz-json-1.0",
             "host": self._host,
             "x-amz-date": stamp,
-            "x-amz-target": target,
-            "x-amzn-query-mode": "true",
         }
         if keys.token is not None:
-            signed["x-amz-security-token"] = keys.token
-        names = ";".join(sorted(signed))
-        lines = "\n".join(f"{name}:{' '.join(signed[name].split())}" for name in sorted(signed))
+            signed["x-amz-security-token"] = " ".join(keys.token.split())
+        signed["x-amz-target"] = target
+        signed["x-amzn-query-mode"] = "true"
+        names = ";".join(signed)
+        lines = "\n".join([f"{name}:{value}" for name, value in signed.items()])
         request = f"POST\n/\n\n{lines}\n\n{names}\n{hashlib.sha256(body).hexdigest()}"
         scope = f"{day}/{self._region}/{self._service}/aws4_request"
         text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
-        signature = hmac.new(self._key(keys, day), text.encode(), "sha256").hexdigest()
+        signature = hmac.digest(self._key(keys, day), text.encode(), "sha256").hex()
         signed["authorization"] = (
             f"AWS4-HMAC-SHA256 Credential={keys.key_id}/{scope}, SignedHeaders={names}, Signature={signature}"
         )
         return signed
+
+    def _stamp(self, second: int) -> str:
+        if self._stamped[0] != second:
+            self._stamped = second, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(second))
+        return self._stamped[1]
 
     def _key(self, keys: Keys, day: str) -> bytes:
         derived = self._derived

@@ -5,7 +5,7 @@ A member of a group: it polls the group's queue and its inlet, holds what is han
 import asyncio
 import logging
 import math
-import uuid
+import re
 from collections import deque
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
@@ -32,6 +32,7 @@ _IDLE = 5.0
 _CLOSE = 2.0
 _LONGEST = 43_200
 _LANES = 8
+_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 _log = logging.getLogger(__name__)
 
@@ -211,7 +212,9 @@ class SqsSubscription:
         after = read.after if source.place == "inlet" else 0.0
         attributes: Mapping[str, str] = raw.get("Attributes") or {}
         arrivals = max(int(attributes.get("ApproximateReceiveCount", 1)), 1)
-        polite = self._desk.returns.get(message_id, 0) + parks_of(after, fifo=queue.fifo)
+        polite = 0
+        if arrivals > 1:
+            polite = self._desk.returns.get(message_id, 0) + parks_of(after, fifo=queue.fifo)
         delivery = Delivery(
             read.message,
             self._channel if source.place is None else self._at,
@@ -482,10 +485,7 @@ def _without_twins(endings: Sequence[Ending]) -> list[list[Ending]]:
 
 
 def _position(queue: str, message_id: str) -> tuple[str, int] | None:
-    try:
-        return queue, uuid.UUID(message_id).int
-    except ValueError:
-        return None
+    return (queue, int(message_id.replace("-", ""), 16)) if _UUID.fullmatch(message_id) else None
 
 
 def _stale(delivery: Delivery) -> Stale:

@@ -50,6 +50,8 @@ class Parking:
 
     def left(self, raw: dict[str, Any], after: float) -> float:
         """Return how many seconds are left of a copy's delay."""
+        if after <= 0:
+            return 0.0
         attributes: Mapping[str, str] = raw.get("Attributes") or {}
         sent = _seconds(attributes.get("SentTimestamp"))
         first = _seconds(attributes.get("ApproximateFirstReceiveTimestamp"))
@@ -57,9 +59,7 @@ class Parking:
             if stamp is not None:
                 self._desk.clock.note(stamp)
         now = self._desk.clock.now()
-        if after <= 0 or sent is None or now is None:
-            return 0.0
-        return sent + after - now
+        return 0.0 if sent is None or now is None else sent + after - now
 
     async def park(self, copies: Sequence[tuple[Held, float, dict[str, Any]]]) -> None:
         """

@@ -11,7 +11,7 @@ import json
 import re
 import uuid
 from binascii import Error
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -84,7 +84,7 @@ def read_message(raw: Mapping[str, Any], *, fifo: bool) -> Read:
         return Read(_foreign(raw, text, attributes, fifo=fifo), 0.0)
     headers = _headers(attributes, but=NAME)
     if "h" in fields:
-        headers.extend(unpack((), json.dumps(fields["h"])))
+        headers.extend(_unpacked(fields["h"]))
     kind = fields.get("t")
     message = Message(
         body=body,
@@ -93,6 +93,20 @@ def read_message(raw: Mapping[str, Any], *, fifo: bool) -> Read:
         headers=tuple(headers),
     )
     return Read(message, _after(fields.get("d")))
+
+
+def _unpacked(entries: object) -> Sequence[Header]:
+    """Return packed headers; those that are all text, as nearly all are, at a third of the cost."""
+    headers: list[Header] = []
+    for number, entry in enumerate(entries if isinstance(entries, list) else [None]):
+        match entry:
+            case [index, str(name), str(value)] if (
+                index is not False and index is not True and index == number
+            ):
+                headers.append((name, value))
+            case _:  # bytes, or a stranger's
+                return unpack((), json.dumps(entries))
+    return headers
 
 
 def delayed(raw: Mapping[str, Any], after: float) -> dict[str, Any]:

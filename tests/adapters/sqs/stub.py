@@ -25,7 +25,7 @@ Act = Callable[[Arguments, float], Awaitable[Answer | None]]
 
 def options(lease: int = 1, **changed: Any) -> Options:
     """Return options with times that are too short for a URL."""
-    return replace(read_url("sqs://127.0.0.1:1", {}), lease=lease, poll=0, **changed)
+    return replace(read_url("sqs://127.0.0.1:1", {}), lease=lease, **{"poll": 0, **changed})
 
 
 class Service:
@@ -99,10 +99,10 @@ class Directory:
 class Watch:
     """A subscription on a `Service`, and what it has said to have lost."""
 
-    def __init__(self, service: Service, *, lease: int = 1, in_flight: int = 0) -> None:
+    def __init__(self, service: Service, *, lease: int = 1, in_flight: int = 0, **changed: Any) -> None:
         self.lost: list[Delivery] = []
         self.told = asyncio.Event()
-        self.desk = Desk(service, cast("Any", Directory(in_flight)), options(lease))
+        self.desk = Desk(service, cast("Any", Directory(in_flight)), options(lease, **changed))
         sources = [Source(MAIN, None), Source(INLET, "inlet")]
         self.subscription = SqsSubscription(self.desk, HERE, sources, self._on_lost, cast("Any", None))
         self.subscription.start()

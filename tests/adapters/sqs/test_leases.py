@@ -13,7 +13,7 @@ from brokerkit.errors import Closed, ConnectionLost, PublishUnknown, Stale
 from brokerkit.message import Message
 from brokerkit.settlement import ACK, Retry
 from tests.adapters.sqs.conftest import refused
-from tests.adapters.sqs.stub import HERE, INLET, Directory, Service, Watch, options
+from tests.adapters.sqs.stub import HERE, INLET, MAIN, Directory, Service, Watch, options
 
 
 class Gate:
@@ -131,6 +131,34 @@ async def test_what_is_on_its_way_back_is_renewed_no_more() -> None:
     assert isinstance(outcome, Stale)
     returns.open.set()
     assert list(await returning) == [None]
+    await watch.subscription.close()
+
+
+async def test_a_poll_asks_for_ten_and_the_few_that_are_left_wait_for_those_under_way() -> None:
+    service = Service()
+    service.put(10)
+    watch = Watch(service)
+    await watch.take(10)  # a full answer: from now on there may be two polls at once
+    service.calls.clear()
+    service.acts["ReceiveMessage"] = polls = Gate()
+    receiving = asyncio.create_task(watch.subscription.receive(12))
+    await polls.come.wait()
+    await turns()
+    asked = [call["MaxNumberOfMessages"] for _, call in service.calls if call["QueueUrl"] == MAIN.url]
+    assert asked == [10]
+    receiving.cancel()
+    polls.open.set()
+    await watch.subscription.close()
+
+
+async def test_with_one_poll_at_most_the_next_follows_the_last() -> None:
+    service = Service()
+    watch = Watch(service, polls=1, poll=1)
+    receiving = asyncio.create_task(watch.subscription.receive(1))
+    await service.until(lambda: sum(name == "ReceiveMessage" for name, _ in service.calls) > 4)
+    service.put(1)
+    async with asyncio.timeout(5):
+        assert len(await receiving) == 1
     await watch.subscription.close()
 
 
