@@ -3,6 +3,7 @@ The adapter: one process's connection to a NATS server or cluster with JetStream
 """
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -28,11 +29,14 @@ from brokerkit.message import Address, Message
 
 __all__ = ["NatsAdapter"]
 
+_log = logging.getLogger("brokerkit.nats")
+
 _MAX_DELAY = 12 * 3600.0
 _PAYLOAD = 1024 * 1024
 _ROOM = 16 * 1024
 """Bytes of `max_payload` that are kept for what the wire adds: ids, packed headers, frames."""
 
+_OLDEST = (2, 10)
 _CLOSE = 4.0
 _LIMITS = frozenset({"returns-count-as-arrivals"})
 """The server counts deliveries and takes no note of why."""
@@ -76,10 +80,18 @@ class NatsAdapter:
         self._open = False
 
     async def connect(self) -> None:
-        """Connect, one try at each host; `ConnectionLost`, `Unauthorised`, or `ConfigurationError` about a certificate."""
+        """
+        Connect, one try at each host.
+
+        Raises `ConnectionLost`, `Unauthorised`, `ConfigurationError` about a certificate, or `Unsupported` before server 2.10.
+        """
         if self._closed:
             raise self._not_open()
         await self.link.connect()
+        if (0, 0) < self.link.version < _OLDEST:  # what does not look like a version is not judged
+            message = f"{self.url} is {self.server}; brokerkit needs 2.10 or later, and 2.11 for order='key' in several processes"
+            await self.close()
+            raise Unsupported(message)
         self._open = True
         self.capabilities = replace(
             self.capabilities,
@@ -120,10 +132,20 @@ class NatsAdapter:
         """
         Join a group; what is missing is made first, unless `provisioning=off`.
 
-        Waits for a connection as long as `connect_timeout`. Raises `ConfigurationError` if the group has the other order.
+        Waits for a connection as long as `connect_timeout`. Raises `ConfigurationError` if the group has the other order. Warns
+        of a server that is too old to keep the order by key over several processes.
         """
         self._check()
         await self.link.ready(self.options.connect_timeout)
+        if order == "key" and at.place == "inlet" and not self.places.pins:
+            _log.warning(
+                "%s is %s, which has no pinned consumers: order='key' of group %r holds while one process alone "
+                "reads %r, one message of each partition at a time; use 2.11 or later for several processes",
+                self.url,
+                self.server,
+                at.group,
+                at.channel,
+            )
         _, consumers = await self.places.group(at, order, start)
         lease = min(_wait(info) for _, info in consumers)
         site = Site(

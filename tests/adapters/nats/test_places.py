@@ -8,10 +8,12 @@ import pytest
 
 from brokerkit.adapter import Describes, Order, Start
 from brokerkit.adapters.nats import NatsAdapter
-from brokerkit.errors import ConfigurationError, NotFound
+from brokerkit.adapters.nats.client import BrokerClient
+from brokerkit.errors import ConfigurationError, NotFound, Unsupported
 from brokerkit.message import Address, Message
 from tests.adapters.nats.conftest import Connect
 from tests.adapters.nats.members import bodies, inlet, join, send
+from tests.servers import RealServer
 
 Places = list[tuple[Address, Start, Order]]
 
@@ -60,6 +62,28 @@ async def test_a_group_keeps_its_order_mode(connect: Connect, channel: str) -> N
     with pytest.raises(ConfigurationError, match="order='key'"):
         await join(adapter, inlet(channel, "b"), order="none")
     await join(adapter, Address(channel, "b", "dead"))
+
+
+async def test_a_server_that_is_too_old_is_refused_in_words(
+    nats_server: RealServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BrokerClient, "told_version", "2.9.25")
+    adapter = NatsAdapter(nats_server.url)
+    with pytest.raises(Unsupported, match=r"is NATS 2\.9\.25; brokerkit needs 2\.10"):
+        await adapter.connect()
+    assert not adapter.link.up
+
+
+async def test_a_server_that_cannot_keep_the_order_of_a_group_over_processes_is_warned_of(
+    connect: Connect, channel: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(BrokerClient, "told_version", "2.10.29")
+    adapter = await connect()
+    assert "order-in-one-process" in adapter.capabilities.limits
+    await join(adapter, inlet(channel, "a"), order="none")
+    assert not caplog.records
+    await join(adapter, inlet(channel, "b"), order="key")
+    assert "NATS 2.10.29, which has no pinned consumers" in caplog.text
 
 
 async def test_a_lease_of_another_length_is_written_to_the_consumer(connect: Connect, channel: str) -> None:
