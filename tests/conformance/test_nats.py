@@ -8,6 +8,7 @@ from brokerkit.adapter import Adapter
 from brokerkit.adapters.nats import NatsAdapter
 from brokerkit.sandbox import Server
 from brokerkit.testing.conformance import AdapterConformance, Harness
+from brokerkit.testing.conformance.report import server_of
 from tests.servers import RealServer
 
 
@@ -43,10 +44,17 @@ class RestartingHarness(NatsHarness):
         return NatsHarness, (self.url.partition("?")[0],)
 
 
+async def lent(url: str) -> NatsHarness:
+    """Return the harness of a server of any version: what it falls short of it says itself."""
+    harness = NatsHarness(url)
+    _, harness.limits = await server_of(harness.url)
+    return harness
+
+
 @pytest.mark.conformance
 class TestNats(AdapterConformance):
     @pytest.fixture
-    def harness(self, nats_server: RealServer) -> Harness:
+    async def harness(self, nats_server: RealServer) -> Harness:
         if nats_server.own is None:
-            return NatsHarness(nats_server.url)
+            return await lent(nats_server.url)
         return RestartingHarness(nats_server.url, nats_server.own)

@@ -3,12 +3,12 @@
 import pytest
 
 from brokerkit.testing.conformance import BusConformance, Harness
-from tests.conformance.test_nats import NatsHarness
+from tests.conformance.test_nats import NatsHarness, lent
 from tests.servers import RealServer
 
 
 @pytest.mark.conformance
 class TestNatsBus(BusConformance):
     @pytest.fixture
-    def harness(self, nats_server: RealServer) -> Harness:
-        return NatsHarness(nats_server.url)
+    async def harness(self, nats_server: RealServer) -> Harness:
+        return NatsHarness(nats_server.url) if nats_server.own else await lent(nats_server.url)
