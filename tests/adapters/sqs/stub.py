@@ -115,6 +115,13 @@ class Watch:
                 taken += await self.subscription.receive(count - len(taken))
         return taken
 
+    async def until_lost(self, count: int) -> None:
+        """Wait until so many are said to be lost."""
+        async with asyncio.timeout(5):
+            while len(self.lost) < count:
+                self.told.clear()
+                await self.told.wait()
+
     async def _on_lost(self, deliveries: Sequence[Delivery], seconds: float) -> None:
         del seconds
         self.lost.extend(deliveries)

@@ -72,8 +72,7 @@ async def test_no_delete_that_has_waited_for_its_turn_goes_out_after_the_lease()
     service.acts["ChangeMessageVisibilityBatch"] = refuse
     service.acts["DeleteMessageBatch"] = deletes = Gate()
     settling = asyncio.create_task(watch.subscription.settle([(each, ACK) for each in taken]))
-    async with asyncio.timeout(5):
-        await watch.told.wait()
+    await watch.until_lost(90)
     deletes.open.set()
     outcomes = await settling
     assert [type(each) for each in outcomes] == [type(None)] * 80 + [Stale] * 10
