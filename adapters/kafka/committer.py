@@ -4,7 +4,7 @@ Commits: one at a time, some milliseconds after progress, never past an unfinish
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from brokerkit.adapters.kafka.client import Committed, Consumer, Fenced, Transient
 from brokerkit.adapters.kafka.partition import Partition
@@ -79,6 +79,26 @@ class Committer:
                 raise
             for part, note in written.items():
                 part.written = note
+
+    async def last(self, parts: Sequence[Partition], seconds: float) -> None:
+        """Say the last word on these partitions, within so many seconds. What cannot be said comes again elsewhere."""
+        end = self._loop.time() + seconds
+        while True:
+            try:
+                async with asyncio.timeout_at(end):
+                    await self.write(parts, drained=True, force=True)
+            except Fenced:
+                return
+            except (Transient, TimeoutError) as error:
+                if self._loop.time() + _BACKOFF > end:
+                    _log.warning("the last commit failed (%s); what was done comes again", error)
+                    return
+                await asyncio.sleep(_BACKOFF)
+            except Exception:  # noqa: BLE001 - we leave all the same
+                _log.exception("the last commit failed; what was done comes again")
+                return
+            else:
+                return
 
     async def close(self) -> None:
         """Stop, and leave no commit in flight."""

@@ -9,15 +9,16 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from types import coroutine
 
 from brokerkit.adapter import OnLost, Order, Settled
+from brokerkit.adapters.kafka.adoption import adopt
 from brokerkit.adapters.kafka.client import Consumer, Fenced, Transient
 from brokerkit.adapters.kafka.clock import BrokerClock
 from brokerkit.adapters.kafka.committer import Committer
-from brokerkit.adapters.kafka.marks import shortened
-from brokerkit.adapters.kafka.notes import Note, decode, fits
+from brokerkit.adapters.kafka.marks import put, restore
 from brokerkit.adapters.kafka.options import Options
 from brokerkit.adapters.kafka.partition import Partition
 from brokerkit.adapters.kafka.shelf import Hop, Shelf
-from brokerkit.adapters.kafka.wire import Record, read, read_waiting
+from brokerkit.adapters.kafka.stamping import stamp, stamp_one_by_one
+from brokerkit.adapters.kafka.wire import Record
 from brokerkit.delivery import Delivery
 from brokerkit.errors import BrokerkitError, ConnectionLost, SettleError, Stale, Unavailable
 from brokerkit.settlement import Ack
@@ -198,14 +199,14 @@ class KafkaSubscription:
                 continue
             offset = position[1]
             before.append((part, offset, part.marks.get(offset)))
-            outcomes.append(None if _noted(part, offset, value) else Unavailable(_FULL))
+            outcomes.append(None if put(part, offset, value) else Unavailable(_FULL))
         if not before:
             return outcomes
         trouble = await self._write({part: None for part, _, _ in before})
         if trouble is None:
             return outcomes
         for part, offset, value in before:
-            _restore(part, offset, value)
+            restore(part, offset, value)
         return [trouble if outcome is None else outcome for outcome in outcomes]
 
     async def close(self) -> None:
@@ -246,7 +247,7 @@ class KafkaSubscription:
             if not lost:
                 left = self._options.drain - (self._loop.time() - begin)
                 await self._shelf.settled(max(left, _LAST_HOP))
-                await self._last_commit(parts, _LAST_COMMIT)
+                await self._committer.last(parts, _LAST_COMMIT)
         finally:
             self._fence(parts)
             self._forget_parts()
@@ -276,33 +277,12 @@ class KafkaSubscription:
         self._parts = {}
         self._withdrawn = set()
 
-    async def _last_commit(self, parts: Sequence[Partition], seconds: float) -> None:
-        end = self._loop.time() + seconds
-        while True:
-            try:
-                async with asyncio.timeout_at(end):
-                    await self._committer.write(parts, drained=True, force=True)
-            except Fenced:
-                return
-            except (Transient, TimeoutError) as error:
-                if self._loop.time() + _BACKOFF > end:
-                    _log.warning(
-                        "%s: the last commit failed (%s); what was done comes again", self._name, error
-                    )
-                    return
-                await asyncio.sleep(_BACKOFF)
-            except Exception:  # noqa: BLE001 - we leave all the same
-                _log.exception("%s: the last commit failed; what was done comes again", self._name)
-                return
-            else:
-                return
-
     async def _adopt(self, parts: Sequence[Partition]) -> None:
         """Read what the last owners have left behind, write that we are at work, and only then begin to read."""
         backoff = _BACKOFF
         while parts:
             try:
-                await self._read_notes([part for part in parts if not part.adopted])
+                await adopt(self._consumer, [part for part in parts if not part.adopted], slack=self._slack)
                 await self._committer.write(parts, force=True)
             except Fenced:
                 return
@@ -320,25 +300,6 @@ class KafkaSubscription:
             self._apply(part)
         if not self._joined.done():
             self._joined.set_result(None)
-
-    async def _read_notes(self, parts: Sequence[Partition]) -> None:
-        if not parts:
-            return
-        places = [part.tp for part in parts]
-        committed = await self._consumer.committed(places)
-        notes: dict[Partition, tuple[int, Note | None]] = {}
-        for part in parts:
-            offset, text = committed[part.tp]
-            if offset < 0:
-                offset = await self._consumer.position(part.tp)
-            notes[part] = offset, decode(text, offset)
-        telling = [
-            part.tp for part, (offset, note) in notes.items() if note is not None and note.tells(offset)
-        ]
-        ends = await self._consumer.ends(telling) if telling else {}
-        for part, (offset, note) in notes.items():
-            part.adopt(offset, note, end=ends.get(part.tp, offset), slack=self._slack)
-            self._consumer.seek(part.tp, offset)
 
     async def _end_adoption(self) -> None:
         if self._adoption is not None:
@@ -430,6 +391,7 @@ class KafkaSubscription:
         """Stamp what was read; the first half of this runs in the step in which it was handed over."""
         fresh: list[Delivery] = []
         careful: list[Partition] = []
+        native = self._options.records
         for place, records in batch.items():
             part = self._parts.get(place)
             if part is None or part.draining or not part.begun:
@@ -439,9 +401,11 @@ class KafkaSubscription:
             if part.careful:
                 careful.append(part)
             if part.wait is None and part.plain and records[0].offset >= part.next:
-                self._stamp(part, records, fresh)
+                stamp(part, records, fresh, native=native)
             else:
-                self._stamp_one_by_one(part, records, fresh)
+                stamp_one_by_one(part, records, fresh, self._shelf, native=native)
+                self._committer.touch(part)
+                self._apply(part)
         if careful:
             await self._note_hand_out(careful)
         if careful or any(part.draining for part in self._parts.values()):
@@ -449,51 +413,6 @@ class KafkaSubscription:
         self._ready.extend(fresh)
         if fresh:
             self._wake()
-
-    def _stamp(self, part: Partition, records: Sequence[Record], fresh: list[Delivery]) -> None:
-        """Make deliveries of records of which nothing is known: the usual case, and the hot path."""
-        name, address, opened = part.name, part.address, part.open
-        native = self._options.records
-        for record in records:
-            offset = record.offset
-            delivery = Delivery(read(record), address, part, arrivals=1, position=(name, offset))
-            if native:
-                delivery.native = record
-            opened[offset] = delivery
-            fresh.append(delivery)
-        part.next = records[-1].offset + 1
-
-    def _stamp_one_by_one(self, part: Partition, records: Sequence[Record], fresh: list[Delivery]) -> None:
-        """The same where the last owner has left a note, or where something waits."""
-        if records[0].offset < part.next:
-            _log.warning(
-                "%s: the log of %s was cut; it is read from %d on", self._name, part.name, records[0].offset
-            )
-            part.forget_notes()
-        for record in records:
-            offset = record.offset
-            known = part.known(offset)
-            if known is None:
-                continue
-            message, seconds = (read(record), 0.0) if part.wait is None else read_waiting(record)
-            delivery = Delivery(
-                message,
-                part.address,
-                part,
-                arrivals=known[0],
-                returns=known[1],
-                position=(part.name, offset),
-                mark=part.marks.get(offset),
-                native=record if self._options.records else None,
-            )
-            part.open[offset] = delivery
-            if part.wait or seconds:
-                self._shelf.wait(part, delivery, record.timestamp, seconds)
-            else:
-                fresh.append(delivery)
-        part.read_upto(records[-1].offset + 1)
-        self._committer.touch(part)
-        self._apply(part)
 
     async def _note_hand_out(self, parts: Sequence[Partition]) -> None:
         """Write down that these are handed out before they are: one of them may have killed the last owner."""
@@ -626,7 +545,7 @@ class KafkaSubscription:
         self._withdraw(parts)
         await self._shelf.settled(_LAST_COMMIT)
         if self._consumer.generation >= 0 and any(part.live for part in parts):
-            await self._last_commit(parts, begin + _LAST_HOP + _LAST_COMMIT - self._loop.time())
+            await self._committer.last(parts, begin + _LAST_HOP + _LAST_COMMIT - self._loop.time())
         self._fence(parts)
         self._forget_parts()
         self._shelf.close()
@@ -659,26 +578,6 @@ def _is_ours(part: object, delivery: Delivery) -> bool:
 
 def _hands_out(part: object) -> bool:
     return isinstance(part, Partition) and part.live and not part.draining
-
-
-def _noted(part: Partition, offset: int, value: bytes | None) -> bool:
-    """Put a mark into the note to be written, shortened if need be; False if it does not fit."""
-    if value is None:
-        part.marks.pop(offset, None)
-        return True
-    others = {place: mark for place, mark in part.marks.items() if place != offset}
-    for candidate in shortened(value):
-        if fits({**others, offset: candidate}, part.head):
-            part.marks[offset] = candidate
-            return True
-    return False
-
-
-def _restore(part: Partition, offset: int, value: bytes | None) -> None:
-    if value is None:
-        part.marks.pop(offset, None)
-    elif offset in part.open:
-        part.marks[offset] = value
 
 
 def _stale(delivery: Delivery) -> Stale:

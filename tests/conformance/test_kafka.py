@@ -16,8 +16,8 @@ class KafkaHarness:
 
     patience = 60.0
 
-    def __init__(self, url: str) -> None:
-        self.url = f"{url}?session=2&heartbeat=0.1&drain=4&partitions=2"
+    def __init__(self, url: str, partitions: int = 2) -> None:
+        self.url = f"{url}?session=2&heartbeat=0.1&drain=4&partitions={partitions}"
         self.limits = KafkaAdapter(self.url).capabilities.limits
 
     async def adapter(self) -> Adapter:

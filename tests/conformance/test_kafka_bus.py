@@ -11,4 +11,6 @@ from tests.servers import RealServer
 class TestKafkaBus(BusConformance):
     @pytest.fixture
     def harness(self, kafka_server: RealServer) -> Harness:
-        return KafkaHarness(kafka_server.url)
+        return KafkaHarness(
+            kafka_server.url, partitions=3
+        )  # some tests have three members, and each wants a share
