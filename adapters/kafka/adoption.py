@@ -2,9 +2,9 @@
 Taking over: what the last owners of some partitions have left behind.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from brokerkit.adapters.kafka.client import Consumer
+from brokerkit.adapters.kafka.client import Consumer, Place
 from brokerkit.adapters.kafka.notes import Note, decode
 from brokerkit.adapters.kafka.partition import Partition
 
@@ -27,7 +27,7 @@ async def adopt(consumer: Consumer, parts: Sequence[Partition], *, slack: int) -
             offset = await consumer.position(part.tp)
         notes[part] = offset, decode(text, offset)
     telling = [part.tp for part, (offset, note) in notes.items() if note is not None and note.tells(offset)]
-    ends = await consumer.ends(telling) if telling else {}
+    ends: Mapping[Place, int] = await consumer.ends(telling) if telling else {}
     for part, (offset, note) in notes.items():
         part.adopt(offset, note, end=ends.get(part.tp, offset), slack=slack)
         consumer.seek(part.tp, offset)

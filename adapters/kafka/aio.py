@@ -12,7 +12,16 @@ from typing import Any
 
 from brokerkit.adapters.kafka.aio_admin import AioAdmin
 from brokerkit.adapters.kafka.aio_producer import AioProducer
-from brokerkit.adapters.kafka.client import Admin, Committed, Consumer, Fenced, Listener, Producer, Transient
+from brokerkit.adapters.kafka.client import (
+    Admin,
+    Committed,
+    Consumer,
+    Fenced,
+    Listener,
+    Place,
+    Producer,
+    Transient,
+)
 from brokerkit.adapters.kafka.failure import connection_error
 from brokerkit.adapters.kafka.lib import ConsumerClient, ListenerBase, OffsetNote, Partition
 from brokerkit.adapters.kafka.lib import errors as kafka
@@ -25,8 +34,6 @@ _COMMIT = 10.0
 _TORN = 1.0
 _FETCH_WAIT_MS = 200
 _BACKOFF_MS = 100
-
-Place = tuple[str, int]
 
 
 class AioClient:

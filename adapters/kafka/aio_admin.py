@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from brokerkit.adapters.kafka.client import Committed, TopicInfo, TopicSpec
+from brokerkit.adapters.kafka.client import Committed, Place, TopicInfo, TopicSpec
 from brokerkit.adapters.kafka.failure import connection_error
 from brokerkit.adapters.kafka.lib import (
     AdminClient,
@@ -37,8 +37,6 @@ _STAMP = "message.timestamp.type"
 _RETENTION = "retention.ms"
 _DEFAULT_LIMIT = 1_048_588
 _DEFAULT_RETENTION = 604_800_000
-
-Place = tuple[str, int]
 
 
 class AioAdmin:

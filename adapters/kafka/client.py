@@ -19,6 +19,7 @@ __all__ = [
     "Consumer",
     "Fenced",
     "Listener",
+    "Place",
     "Producer",
     "TopicInfo",
     "TopicSpec",

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 
 from brokerkit.adapter import Measurement
-from brokerkit.adapters.kafka.client import Admin, Committed
+from brokerkit.adapters.kafka.client import Admin, Committed, Place
 from brokerkit.adapters.kafka.names import Names, partition_name
 from brokerkit.adapters.kafka.notes import Note, decode
 from brokerkit.adapters.kafka.plan import Plan
@@ -20,8 +20,6 @@ __all__ = ["Looks"]
 
 _AHEAD = 100
 _END = "end"
-
-Place = tuple[str, int]
 
 
 class _State:

@@ -10,7 +10,7 @@ from types import coroutine
 
 from brokerkit.adapter import OnLost, Order, Settled
 from brokerkit.adapters.kafka.adoption import adopt
-from brokerkit.adapters.kafka.client import Consumer, Fenced, Transient
+from brokerkit.adapters.kafka.client import Consumer, Fenced, Place, Transient
 from brokerkit.adapters.kafka.clock import BrokerClock
 from brokerkit.adapters.kafka.committer import Committer
 from brokerkit.adapters.kafka.marks import put, restore
@@ -35,8 +35,6 @@ _LAST_HOP = 1.0
 _LEAVE = 2.0
 _BACKOFF = 0.1
 _DOUBT = 0.8
-
-Place = tuple[str, int]
 
 
 class KafkaSubscription:

@@ -3,7 +3,8 @@
 import pytest
 
 from brokerkit.testing.conformance import BusConformance, Harness
-from tests.conformance.test_nats import NatsHarness, lent
+from tests.conformance.servers import harness_of
+from tests.conformance.test_nats import OPTIONS
 from tests.servers import RealServer
 
 
@@ -11,4 +12,4 @@ from tests.servers import RealServer
 class TestNatsBus(BusConformance):
     @pytest.fixture
     async def harness(self, nats_server: RealServer) -> Harness:
-        return NatsHarness(nats_server.url) if nats_server.own else await lent(nats_server.url)
+        return await harness_of(nats_server, OPTIONS)

@@ -162,9 +162,8 @@ class Bench:
         """Close what is open, also what a test has stopped or killed."""
         for process in self._elsewhere:
             await process.close()
-        for adapter in self._adapters:
-            async with asyncio.timeout(self.patience):
-                await adapter.close()
+        async with asyncio.timeout(self.patience):
+            await asyncio.gather(*(adapter.close() for adapter in self._adapters))
 
 
 async def eventually(

@@ -1,6 +1,8 @@
 """Compressed records: what others have compressed is read, and what we compress is read by others."""
 
-import aiokafka  # type: ignore[import-untyped]
+from typing import Any, Final
+
+import aiokafka as _aiokafka  # type: ignore[import-untyped]
 import pytest
 
 from brokerkit.brokerurl import parse_url
@@ -8,6 +10,7 @@ from brokerkit.message import Address
 from tests.adapters.kafka.kit import connected, fresh, inlet, join, send, text
 from tests.servers import RealServer
 
+aiokafka: Final[Any] = _aiokafka
 CODECS = ["gzip", "snappy", "lz4", "zstd"]
 PATIENCE = 30.0
 BODIES = [str(number).encode() * 100 for number in range(20)]
