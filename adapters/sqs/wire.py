@@ -98,7 +98,7 @@ def read_message(raw: Mapping[str, Any], *, fifo: bool) -> Read:
 def _unpacked(entries: object) -> Sequence[Header]:
     """Return packed headers; those that are all text, as nearly all are, at a third of the cost."""
     headers: list[Header] = []
-    listed = cast("list[Any]", entries) if isinstance(entries, list) else [None]
+    listed = cast("Sequence[Any]", entries) if isinstance(entries, list) else [None]
     for number, entry in enumerate(listed):
         match entry:
             case [index, str(name), str(value)] if (
