@@ -79,6 +79,11 @@ def kill_one(consumers: Sequence[Consumer]) -> int:
             return index
 
 
+def logs_of(folder: Path) -> str:
+    """Return what the consumers said, retries with their reasons among it."""
+    return "\n".join(log.read_text("utf-8") for log in sorted(folder.glob("consumer-*.log")))
+
+
 def broker_of(folder: Path) -> str:
     return f"sqlite:///{folder}/broker.db"
 

@@ -11,6 +11,7 @@ from tests.crash.field import (
     Consumer,
     dead_letters,
     kill_one,
+    logs_of,
     one_at_work,
     portions,
     publish,
@@ -91,5 +92,5 @@ def test_polite_restarts_under_load_cost_no_attempt_and_repeat_nothing(tmp_path:
     assert set(codes) == {0}
     assert len(effects) == count
     assert max(effects.values()) == 1
-    assert max(attempt for _, attempt in handled) == 1
+    assert max(attempt for _, attempt in handled) == 1, logs_of(tmp_path)
     assert asyncio.run(dead_letters(tmp_path)) == 0
