@@ -245,6 +245,7 @@ class KafkaAdapter:
             outcomes[index] = await self._too_large(topic, raw)
             if outcomes[index] is None:
                 shares.setdefault(topic, []).append((index, raw))
+        self._fit_batches()
         if len(shares) == 1:
             await self._send_share(*next(iter(shares.items())), outcomes)
         elif shares:
@@ -258,10 +259,17 @@ class KafkaAdapter:
             large = await self._too_large(topic, raw)
             if large is not None:
                 return large
+        self._fit_batches()
         outcome = await self._writer.send_one(topic, raw)
         if isinstance(outcome, NotFound) and await self._may_exist(topic):
             return ConnectionLost(f"{topic} cannot be reached")
         return outcome
+
+    def _fit_batches(self) -> None:
+        """Make no batch that the topic with the smallest limit refuses: with it, it would refuse what is small enough."""
+        smallest = self._topics.smallest
+        if smallest is not None and smallest < self._writer.batch:
+            self._writer.narrow(smallest)
 
     async def _too_large(self, topic: str, raw: Raw) -> TooLarge | None:
         """Ask for the topic's own limit once; what cannot be asked for raises before anything is sent."""

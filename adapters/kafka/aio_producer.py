@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from brokerkit.adapters.kafka.client import BATCH
 from brokerkit.adapters.kafka.failure import connection_error, send_error
 from brokerkit.adapters.kafka.lib import Partition, ProducerClient, murmur2
 from brokerkit.adapters.kafka.lib import errors as kafka
 from brokerkit.adapters.kafka.options import Options
 from brokerkit.adapters.kafka.wire import RawHeaders
-from brokerkit.errors import PublishUnknown
+from brokerkit.errors import ConnectionLost, PublishUnknown
 
 __all__ = ["AioProducer"]
 
-_BATCH = 64 * 1024
 _LARGEST = 1 << 30
 _TORN = 1.0
 _LOG_APPEND_TIME = 1
@@ -33,7 +33,7 @@ class AioProducer:
             **settings,
             acks="all",
             enable_idempotence=True,
-            max_batch_size=_BATCH,
+            max_batch_size=BATCH,
             max_request_size=_LARGEST,  # the topic's own limit is checked before
             compression_type=options.compression,
             partitioner=_partition,
@@ -78,13 +78,19 @@ class AioProducer:
         future: asyncio.Future[Any] | None = batch.append(key, value, None, headers=headers)
         return future
 
+    def narrow(self, size: int) -> None:
+        """Make no batch larger than so many bytes from now on."""
+        self._producer._message_accumulator._batch_size = size  # noqa: SLF001 - read for each new batch
+
     def outcome(self, future: "asyncio.Future[Any]", topic: str) -> tuple[Exception | None, float | None]:
         """Read a future that is done."""
         if future.cancelled():
             return PublishUnknown(f"{topic}: the client gave the send up"), None
         error = future.exception()
         if error is not None:
-            return send_error(error, topic), None
+            found = send_error(error, topic)
+            # it was handed over: that no answer came says nothing of what is stored
+            return (PublishUnknown(str(found)) if isinstance(found, ConnectionLost) else found), None
         answer = future.result()
         if answer is None or answer.timestamp_type != _LOG_APPEND_TIME:
             return None, None

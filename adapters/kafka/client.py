@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from brokerkit.adapters.kafka.wire import RawHeaders, Record
 
 __all__ = [
+    "BATCH",
     "Admin",
     "Client",
     "Committed",
@@ -26,6 +27,9 @@ __all__ = [
     "Transient",
     "Unwritten",
 ]
+
+BATCH = 64 * 1024
+"""Bytes of a batch at the most, unless a topic takes less."""
 
 Place = tuple[str, int]
 """A topic and the number of its partition."""
@@ -159,6 +163,10 @@ class Producer(Protocol):
         self, topic: str, value: bytes, key: bytes | None, headers: RawHeaders
     ) -> "asyncio.Future[Any] | None":
         """Do the same at once; None, and nothing taken, where that would wait or fail."""
+        ...
+
+    def narrow(self, size: int) -> None:
+        """Make no batch larger than so many bytes from now on; a single record that is larger makes one of its own."""
         ...
 
     def outcome(self, future: "asyncio.Future[Any]", topic: str) -> tuple[Exception | None, float | None]:

@@ -17,13 +17,15 @@ class Topics:
     """
     Knows the topics of one deployment, and makes those that are missing where that is allowed.
 
-    What was once seen is not asked for again, except by `forget`.
+    What was once seen is not asked for again, except by `forget`. smallest: the least that one of the topics that were looked at
+    takes, in bytes.
     """
 
     def __init__(self, admin: Admin, plan: Plan, *, create: bool) -> None:
         self._admin = admin
         self._plan = plan
         self._may_create = create
+        self.smallest: int | None = None
         self._known: dict[str, int] = {}
         self._infos: dict[str, TopicInfo] = {}
         self._ready: set[Address] = set()
@@ -93,7 +95,10 @@ class Topics:
         """Look at those that were not looked at yet, all at once."""
         new = [topic for topic in topics if topic not in self._infos]
         if new:
-            self._infos.update(await self._admin.describe(new))
+            found = await self._admin.describe(new)
+            self._infos.update(found)
+            limits = [info.max_message for info in found.values()]
+            self.smallest = min(limits if self.smallest is None else [*limits, self.smallest], default=None)
         for topic in topics:
             if topic not in self._infos:
                 self.forget(topic)

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from brokerkit.adapters.kafka.client import Producer
+from brokerkit.adapters.kafka.client import BATCH, Producer
 from brokerkit.adapters.kafka.clock import BrokerClock
 from brokerkit.adapters.kafka.session import Again, Outcome, Session
 from brokerkit.adapters.kafka.wire import Raw
@@ -36,7 +36,7 @@ class Writer:
     """
     Sends records with a new producer when the last one is spoilt.
 
-    new: makes a producer, not started. seconds: how long one `send` takes at the most.
+    new: makes a producer, not started. seconds: how long one `send` takes at the most. batch: bytes of a batch at the most.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class Writer:
         self._lock = asyncio.Lock()
         self._leaving: dict[asyncio.Task[None], Session] = {}
         self._closed = False
+        self.batch = BATCH
 
     async def send_one(self, topic: str, record: Raw) -> SendError | None:
         """Send one record and return its outcome: the way of a publish, with nothing in it that only several need."""
@@ -111,6 +112,12 @@ class Writer:
             results += await session.send(topic, records[at : at + _MOST], deadline, self._clock)
         return session, results
 
+    def narrow(self, size: int) -> None:
+        """Let no batch be larger than so many bytes, from the next one on."""
+        self.batch = size
+        if self._session is not None:
+            self._session.producer.narrow(size)
+
     async def close(self, seconds: float) -> None:
         """Let what is under way settle, and stop; within so many seconds and a few more."""
         self._closed = True
@@ -136,7 +143,7 @@ class Writer:
             elif result is None or isinstance(result, SendError):
                 outcomes[index] = _told(result, index in unsure)
             else:
-                outcomes[index] = _refused(result)
+                outcomes[index] = _told(_refused(result), index in unsure)
         return again
 
     def _give_up(
@@ -164,6 +171,8 @@ class Writer:
         producer = self._new()
         try:
             await producer.start()
+            if self.batch < BATCH:
+                producer.narrow(self.batch)
         except BaseException as error:
             stopping = asyncio.get_running_loop().create_task(producer.stop(0))
             self._leaving[stopping] = Session(producer)

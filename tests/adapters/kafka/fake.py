@@ -270,6 +270,9 @@ class FakeProducer:
             future.set_result(None)
         return future
 
+    def narrow(self, size: int) -> None:
+        self.batch = size
+
     def offer(
         self, topic: str, value: bytes, key: bytes | None, headers: RawHeaders
     ) -> "asyncio.Future[Any] | None":

@@ -7,11 +7,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from brokerkit.adapters.kafka import KafkaAdapter
+from brokerkit.brokerurl import parse_url
 from brokerkit.delivery import Delivery
 from brokerkit.message import Address, Message
 from brokerkit.testing.conformance.member import Member, join
 
-__all__ = ["Member", "connected", "eventually", "fresh", "inlet", "join", "send", "text"]
+__all__ = ["Member", "connected", "eventually", "fresh", "inlet", "join", "send", "servers_of", "text"]
 
 PATIENCE = 30.0
 
@@ -19,6 +20,11 @@ PATIENCE = 30.0
 def fresh(word: str = "c") -> str:
     """Return a channel name that no other test uses."""
     return f"{word}-{secrets.token_hex(4)}"
+
+
+def servers_of(url: str) -> list[str]:
+    """Return what a raw client bootstraps from."""
+    return [f"{host}:{port}" for host, port in parse_url(url, port=9092, known=()).hosts]
 
 
 def inlet(channel: str, group: str = "g") -> Address:

@@ -5,19 +5,14 @@ from typing import Any, Final
 import aiokafka as _aiokafka  # type: ignore[import-untyped]
 import pytest
 
-from brokerkit.brokerurl import parse_url
 from brokerkit.message import Address
-from tests.adapters.kafka.kit import connected, fresh, inlet, join, send, text
+from tests.adapters.kafka.kit import connected, fresh, inlet, join, send, servers_of, text
 from tests.servers import RealServer
 
 aiokafka: Final[Any] = _aiokafka
 CODECS = ["gzip", "snappy", "lz4", "zstd"]
 PATIENCE = 30.0
 BODIES = [str(number).encode() * 100 for number in range(20)]
-
-
-def servers_of(url: str) -> list[str]:
-    return [f"{host}:{port}" for host, port in parse_url(url, port=9092, known=()).hosts]
 
 
 @pytest.mark.parametrize("codec", CODECS)

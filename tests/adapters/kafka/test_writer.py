@@ -46,6 +46,9 @@ class FakeProducer:
         self.answer(self, value, future)
         return future
 
+    def narrow(self, size: int) -> None:
+        self.batch = size
+
     def offer(
         self, topic: str, value: bytes, key: bytes | None, headers: RawHeaders
     ) -> "asyncio.Future[Any] | None":
