@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import aiormq.exceptions as amqp
 
+from brokerkit.adapters.rabbitmq.parcels import Parcel
 from brokerkit.errors import (
     BrokerkitError,
     ConfigurationError,
@@ -79,12 +80,13 @@ def meaning(error: BaseException, what: str) -> BrokerkitError:
     return _because(found, error)
 
 
-def at_publish(error: BaseException | None, size: int) -> SendError:
+def at_publish(error: BaseException | None, parcel: Parcel) -> SendError:
     """
-    Return what became of one message of so many bytes whose publish has failed, or was cut off with its connection.
+    Return what became of one message whose publish has failed, or was cut off with its channel or connection.
 
-    None or anything that does not say more is `PublishUnknown`: the message may be stored.
+    None or anything that does not say more of this message is `PublishUnknown`: it may be stored.
     """
+    size = len(parcel.body)
     if isinstance(error, amqp.PublishError):
         found: SendError = NotFound("the broker has returned it: no queue takes it")
     elif isinstance(error, amqp.DeliveryError):
@@ -93,8 +95,10 @@ def at_publish(error: BaseException | None, size: int) -> SendError:
         )
     elif (limit := _LARGEST.search(_text(error))) and size > int(limit.group(1)):
         found = TooLarge(f"{size} bytes; this broker takes at most {limit.group(1)} (its max_message_size)")
-    elif isinstance(error, amqp.ChannelAccessRefused):
+    elif isinstance(error, amqp.ChannelAccessRefused) and _is_about(_text(error), parcel):
         found = Unauthorised(f"the credentials do not allow to publish ({_text(error)})")
+    elif isinstance(error, amqp.ChannelAccessRefused):
+        found = PublishUnknown(f"another publish that was out with it was refused ({_text(error)})")
     elif isinstance(error, amqp.ChannelNotFoundEntity):
         found = PublishUnknown(f"an exchange has been deleted ({_text(error)})")
     else:
@@ -102,6 +106,13 @@ def at_publish(error: BaseException | None, size: int) -> SendError:
     if error is not None:
         _because(found, error)
     return found
+
+
+def _is_about(refusal: str, parcel: Parcel) -> bool:
+    """Whether the broker's refusal names where this message goes: the channel ends for all, the others may be stored."""
+    if f"exchange '{parcel.exchange}'" not in refusal:
+        return False
+    return "to topic '" not in refusal or f"to topic '{parcel.key}'" in refusal
 
 
 def _because(found: BrokerkitError, error: BaseException) -> BrokerkitError:

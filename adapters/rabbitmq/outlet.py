@@ -18,7 +18,7 @@ from brokerkit.adapters.rabbitmq.channel import Channel
 from brokerkit.adapters.rabbitmq.client import Client
 from brokerkit.adapters.rabbitmq.failure import at_publish
 from brokerkit.adapters.rabbitmq.parcels import Parcel, frames_of
-from brokerkit.errors import BadHeader, ConnectionLost, SendError
+from brokerkit.errors import BadHeader, ConnectionLost, SendError, TooLarge
 
 __all__ = ["Outlet"]
 
@@ -61,17 +61,23 @@ class Outlet:
         """
         Publish and return one outcome for each, in order; ends by the deadline, a time of the loop.
 
-        Cancelled, what is on its way stays on its way.
+        Cancelled, what is on its way stays on its way, until the deadline: its room is not taken for ever.
         """
         batch = _Batch(parcels, self._loop.create_future())
-        await self._put(batch, deadline)
+        try:
+            await self._put(batch, deadline)
+        except BaseException:
+            if not batch.close():
+                self._loop.call_at(deadline, self._late, batch)
+            raise
         if batch.close():
             return batch.outcomes
         timer = self._loop.call_at(deadline, self._late, batch)
         try:
             await batch.done
         finally:
-            timer.cancel()
+            if not batch.open:
+                timer.cancel()
         return batch.outcomes
 
     async def _put(self, batch: "_Batch", deadline: float) -> None:
@@ -95,11 +101,13 @@ class Outlet:
         name = f"{_RUN}-{next(_NUMBERS)}"
         try:
             frames = frames_of(parcel, name, self._channel.number, self._channel.largest)
-        except (TypeError, ValueError) as error:
-            self._window.release()
+        except TooLarge as error:
+            self._refuse(batch, index, error)
+            return
+        except (TypeError, ValueError, OverflowError) as error:
             refused = BadHeader(f"AMQP cannot carry it: {error}")
             refused.__cause__ = error
-            batch.outcomes[index] = refused
+            self._refuse(batch, index, refused)
             return
         slot = Slot(self, batch, index)
         self._out.add(slot)
@@ -108,6 +116,10 @@ class Outlet:
         if not self._frames:
             self._loop.call_soon(self._flush)
         self._frames.append((frames, slot))
+
+    def _refuse(self, batch: "_Batch", index: int, outcome: SendError) -> None:
+        self._window.release()
+        batch.outcomes[index] = outcome
 
     def _flush(self) -> None:
         frames, self._frames = self._frames, []
@@ -132,7 +144,7 @@ class Outlet:
         self._ended = True
         error = self._channel.error or self._client.error
         for slot in list(self._out):
-            slot.settle(at_publish(error, slot.size))
+            slot.settle(at_publish(error, slot.parcel))
 
 
 class _Batch:
@@ -171,9 +183,9 @@ class Slot:
         self.forget: Any = None
 
     @property
-    def size(self) -> int:
-        """Bytes of its body."""
-        return len(self._batch.parcels[self._index].body)
+    def parcel(self) -> Parcel:
+        """What it carries, and where to."""
+        return self._batch.parcels[self._index]
 
     def done(self) -> bool:
         """Whether there is an outcome."""
@@ -186,11 +198,11 @@ class Slot:
     def set_result(self, frame: object) -> None:
         """Take the client's word that it is confirmed."""
         ok = isinstance(frame, commands.Basic.Ack)
-        self.settle(None if ok else at_publish(None, self.size))
+        self.settle(None if ok else at_publish(None, self.parcel))
 
     def set_exception(self, error: BaseException) -> None:
         """Take the client's word that it is refused or returned."""
-        self.settle(at_publish(error, self.size))
+        self.settle(at_publish(error, self.parcel))
 
     def settle(self, outcome: SendError | None) -> None:
         """Note the outcome, once."""

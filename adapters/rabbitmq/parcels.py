@@ -15,6 +15,8 @@ import pamqp.encode
 import pamqp.frame
 from pamqp import commands
 
+from brokerkit.errors import TooLarge
+
 __all__ = ["Parcel", "frames_of"]
 
 _FRAME_END = b"\xce"
@@ -43,9 +45,10 @@ class Parcel:
 
 def frames_of(parcel: Parcel, message_id: str, number: int, largest: int) -> bytes:
     """
-    Return the frames that publish a parcel, persistent, on the channel of that number; no frame is larger than `largest`.
+    Return the frames that publish a parcel, persistent, on the channel of that number; no frame is larger than `largest` bytes.
 
-    Raises `TypeError` or `ValueError` for what AMQP cannot carry.
+    0 is no limit. Raises `TooLarge` for headers that do not fit into one frame, and `TypeError`, `ValueError` or
+    `OverflowError` for what AMQP cannot carry.
     """
     flags = _HAS_HEADERS | _HAS_MODE | _HAS_ID
     content_type = b""
@@ -62,13 +65,16 @@ def frames_of(parcel: Parcel, message_id: str, number: int, largest: int) -> byt
             _short(message_id),
         )
     )
+    room = largest - _BODY_ROOM if largest > _BODY_ROOM else max(len(body), len(content))
+    if len(content) > room:  # they cannot be split, and the broker would close the connection
+        reason = f"the headers need a frame of {len(content) + _BODY_ROOM} bytes; this connection's are at most {largest}"
+        raise TooLarge(reason)
     parts = [
         _method(number, parcel.exchange, parcel.key, parcel.mandatory),
         _HEAD.pack(2, number, len(content)),
         content,
         _FRAME_END,
     ]
-    room = largest - _BODY_ROOM
     for start in range(0, len(body), room):
         piece = body[start : start + room]
         parts += (_HEAD.pack(3, number, len(piece)), piece, _FRAME_END)

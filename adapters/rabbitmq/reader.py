@@ -43,6 +43,7 @@ class Reader:
         self._intakes: dict[int, Intake] = {}
         self._passed = self._loop.time()
         self._owed = False
+        self._heard = False
 
     def give(self, number: int, intake: "Intake") -> None:
         """Give the deliveries of a channel to an intake from now on."""
@@ -83,11 +84,13 @@ class Reader:
                 raise asyncio.IncompleteReadError(self._buffer[self._at :], count)
             self._buffer = self._buffer[self._at :] + more
             self._at = 0
+            self._heard = True
 
     async def _take_in(self) -> None:
         """Take frames out until one comes that is the client's."""
         while True:
-            if len(self._buffer) - self._at < _HEAD.size and self._owed:
+            if self._owed and self._heard:  # once for what was read, not for each frame of it
+                self._heard = False
                 self._pay()
             await self._have(_HEAD.size)
             kind, number, size = _HEAD.unpack_from(self._buffer, self._at)

@@ -8,10 +8,12 @@ import time
 import pytest
 
 from brokerkit.adapters.rabbitmq import RabbitAdapter
+from brokerkit.adapters.rabbitmq.parcels import Parcel
 from brokerkit.errors import (
     ConfigurationError,
     ConnectionLost,
     NotFound,
+    PublishUnknown,
     Throttled,
     TooLarge,
     Unauthorised,
@@ -126,7 +128,28 @@ async def test_without_the_right_to_make_things_what_exists_can_be_used(
     assert isinstance(outcome, Unauthorised)
 
 
-def make_user(server: Server, name: str, password: str) -> None:
+async def test_a_forbidden_publish_says_nothing_definite_of_the_allowed_ones_that_were_out_with_it(
+    adapters: Adapters, rabbitmq_server: RealServer
+) -> None:
+    owner = await adapters()
+    allowed, forbidden = fresh(), fresh()
+    await join(owner, inlet(allowed))
+    await sure(owner, Address(forbidden), texts(1))
+    name = fresh("user")
+    await asyncio.to_thread(make_user, rabbitmq_server.control, name, name, f"^{allowed}$")
+    user = await adapters(with_user(rabbitmq_server.url, name, name))
+    parcels = [
+        Parcel(exchange, exchange, b"", None, {})
+        for exchange in (*[allowed] * 20, forbidden, *[allowed] * 20)
+    ]
+    outcomes = await user._publisher.publish(parcels, asyncio.get_running_loop().time() + 10)
+    assert isinstance(outcomes[20], Unauthorised)
+    others = {type(outcome) for outcome in outcomes if outcome is not outcomes[20]}
+    assert others <= {PublishUnknown, type(None)}
+    await sure(user, Address(allowed), texts(1))
+
+
+def make_user(server: Server, name: str, password: str, write: str = ".*") -> None:
     import base64
     import json
     import urllib.request
@@ -144,7 +167,7 @@ def make_user(server: Server, name: str, password: str) -> None:
         urllib.request.urlopen(request).close()
 
     put(f"/api/users/{name}", {"password": password, "tags": ""})
-    put(f"/api/permissions/%2F/{name}", {"configure": "^$", "write": ".*", "read": ".*"})
+    put(f"/api/permissions/%2F/{name}", {"configure": "^$", "write": write, "read": ".*"})
 
 
 async def test_with_provisioning_off_nothing_is_made_and_what_is_missing_is_named(adapters: Adapters) -> None:

@@ -19,6 +19,7 @@ from brokerkit.errors import (
     SendError,
     Throttled,
     TooLarge,
+    Unauthorised,
     Unroutable,
 )
 from brokerkit.message import Address, Message
@@ -232,11 +233,69 @@ async def test_a_cancelled_send_leaves_what_is_on_its_way_and_takes_no_room_for_
     assert kinds(await again) == {"NoneType": 1000}
 
 
+@pytest.mark.parametrize("count", [600, 1200])  # of 1,200 some wait for room
+async def test_what_a_cancelled_send_has_left_on_its_way_is_given_up_at_its_deadline(count: int) -> None:
+    broker = Broker()
+    outlet = outlet_of(broker)
+    sending = asyncio.create_task(outlet.publish(parcels(count), soon(0.05)))
+    await turns()
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    assert not broker.lost.done()  # it may be confirmed still
+    await asyncio.wait_for(broker.lost, 2)
+    assert len(broker.wire.slots) == min(count, 1000)
+    assert all(slot.done() for slot in broker.wire.slots)
+    assert not outlet.alive
+
+
+async def test_a_cancelled_send_that_is_confirmed_in_time_ends_nothing() -> None:
+    broker = Broker()
+    sending = asyncio.create_task(outlet_of(broker).publish(parcels(3), soon(0.05)))
+    await turns()
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    for slot in broker.wire.slots:
+        slot.set_result(ACKED)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(broker.lost), 0.2)
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ("write access to exchange 'no' in vhost '/'", [PublishUnknown, Unauthorised, Unauthorised]),
+        (
+            "write access to topic 'k' in exchange 'no' in vhost '/'",
+            [PublishUnknown, Unauthorised, PublishUnknown],
+        ),
+        ("access to exchange 'another' in vhost '/'", [PublishUnknown, PublishUnknown, PublishUnknown]),
+    ],
+)
+async def test_a_forbidden_publish_is_unauthorised_and_what_was_out_with_it_is_unknown(
+    what: str, expected: list[type[SendError]]
+) -> None:
+    broker = Broker()
+    mixed = [
+        Parcel(exchange, key, b"", None, {}) for exchange, key in (("yes", "k"), ("no", "k"), ("no", "j"))
+    ]
+    sending = asyncio.create_task(outlet_of(broker).publish(mixed, soon()))
+    await turns()
+    broker.wire.error = amqp.ChannelAccessRefused(f"ACCESS_REFUSED - {what} refused for user 'u'")
+    broker.wire.closed.set_result(None)
+    assert [type(each) for each in await asyncio.wait_for(sending, 2)] == expected
+
+
 async def test_what_amqp_cannot_carry_harms_only_itself() -> None:
     broker = Broker()
     bad = Parcel("e", "k", b"", None, {"n": object()})
     outlet = outlet_of(broker)
     assert kinds(await outlet.publish([bad] * 1001, soon(1))) == {"BadHeader": 1001}
+    wide = Parcel("e", "k", b"", None, {"n": 1e300})
+    assert kinds(await outlet.publish([wide] * 1001, soon(1))) == {"BadHeader": 1001}
+    long = Parcel("e", "k", b"", None, {"n": "x" * 5000})
+    assert kinds(await outlet.publish([long] * 1001, soon(1))) == {"TooLarge": 1001}
     sending = asyncio.create_task(outlet.publish([*parcels(1), bad, *parcels(1)], soon()))
     await turns()
     for slot in broker.wire.slots:

@@ -163,6 +163,37 @@ async def test_a_stream_of_nothing_but_deliveries_is_a_heartbeat_for_the_client(
     silent.cancel()
 
 
+async def test_a_stream_that_never_pauses_is_a_heartbeat_too() -> None:
+    now = [100.0]
+    wire = b"".join(delivery(OURS, tag, [b"x" * 50_000]) for tag in range(1, 21))
+
+    class Saturated:
+        """A socket on which there is always more, cut in the middle of frames, a tenth of a second for each piece."""
+
+        at = 0
+
+        async def read(self, _: int) -> bytes:
+            now[0] += 0.1
+            piece = wire[self.at : self.at + 30_000]
+            self.at += len(piece)
+            return piece
+
+    stream: Any = Saturated()
+    reader = Reader(stream)
+    clock: Any = SimpleNamespace(time=lambda: now[0])
+    reader._loop = clock
+    reader._passed = 100.0
+    taken: list[Any] = []
+    channel: Any = object()
+    reader.give(OURS, Intake(channel, taken.append))
+    for beats in range(1, 4):
+        assert await reader.readexactly(1) == b"\x08"
+        assert await reader.readexactly(6) + await reader.readexactly(1) == b"\0" * 6 + b"\xce"
+        assert now[0] <= 100 + 1.5 * beats
+    assert [each.delivery.delivery_tag for each in taken] == list(range(1, len(taken) + 1))
+    assert {each.body for each in taken} == {b"x" * 50_000}
+
+
 async def test_a_delivery_that_cannot_be_taken_does_not_end_the_connection() -> None:
     stream = asyncio.StreamReader()
     reader = Reader(stream)
