@@ -44,6 +44,7 @@ class BrokerClient(Client):
         self._hears: dict[int, OnMessage] = {}
         self._kick = asyncio.get_running_loop().create_future()
         self._kick.set_result(None)
+        self._written = self._kick
 
     @property
     def told_version(self) -> str:
@@ -100,5 +101,32 @@ class BrokerClient(Client):
         return self._pending_data_size > _FULL
 
     async def room(self) -> None:
-        """Wait until what was put is written, but not for ever."""
-        await self._flush_pending(force_flush=True)
+        """Wait until the socket has taken something, but not for ever: at most as long as a flush may take."""
+        queue: asyncio.Queue[Any] | None = self._flush_queue
+        if queue is None or not self.is_connected:
+            return
+        # Not the client's own wait, which swallows a cancellation; and one for all, for its pings go by the same short queue.
+        if self._written.done() and not queue.full():
+            self._written = asyncio.get_running_loop().create_future()
+            queue.put_nowait(self._written)
+        await asyncio.wait([self._written], timeout=self._flush_timeout)
+
+    # -- leaving
+
+    def let_go(self) -> None:
+        """Drop the connection, and what the system has not yet taken of what was written."""
+        writer: asyncio.StreamWriter | None = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+
+    async def _attempt_reconnect(self) -> None:
+        """
+        Let go of the connection before a new one is made.
+
+        The client would wait until all is written, so for ever if the server has stopped reading; and what was not written it
+        would write to the next connection, when its sender has long been told that it is lost.
+        """
+        self.let_go()
+        self._pending = [each for each in self._pending if each.startswith((b"SUB ", b"UNSUB "))]
+        self._pending_data_size = sum(map(len, self._pending))
+        await super()._attempt_reconnect()

@@ -39,11 +39,16 @@ class Listener:
 
 
 class Call(NamedTuple):
-    """A request that was written: the number by which its answer comes, where it went, and what ends with the answer."""
+    """
+    A request that was written: the number by which its answer comes, where it went, and what ends with the answer.
+
+    stores: it is a message for a stream, so what others who listen there may answer is passed over.
+    """
 
     number: str
     subject: str
     future: "asyncio.Future[Incoming | None]"
+    stores: bool = False
 
 
 class Link:
@@ -304,21 +309,18 @@ class Link:
         return self._client is not None and self._client.full
 
     async def room(self) -> None:
-        """Wait while too much waits to be written. Raises `NoAnswer` if that ends badly."""
+        """Wait while too much waits to be written, but not for ever."""
         client = self._client
-        if client is None or not client.full:
-            return
-        try:
+        if client is not None and client.full:
             await client.room()
-        except (nats.errors.Error, OSError) as error:
-            raise NoAnswer(str(error)) from error
 
     def begin(self, subject: str, data: bytes = b"", head: bytes | None = None, before: bytes = b"") -> Call:
         """
         Write a request, at once and without a look at how much is waiting; who drops the answer calls `forget`.
 
-        head: its headers as they are on the wire. before: commands that are written with it. Raises `NoAnswer`, nothing
-        written, if there is no connection. The future ends with the answer or with `NoAnswer` or `Unauthorised`.
+        head: its headers as they are on the wire; one that has them is a message to be stored. before: commands that are
+        written with it. Raises `NoAnswer`, nothing written, if there is no connection. The future ends with the
+        answer or with `NoAnswer` or `Unauthorised`.
         """
         self._count += 1
         number = str(self._count)
@@ -326,7 +328,7 @@ class Link:
         self._put(
             before + (_pub(subject, reply, data) if head is None else _hpub(subject, reply, head, data))
         )
-        call = Call(number, subject, asyncio.get_running_loop().create_future())
+        call = Call(number, subject, asyncio.get_running_loop().create_future(), stores=head is not None)
         self._calls[number] = call
         return call
 
@@ -355,13 +357,15 @@ class Link:
         return answer
 
     def _answered(self, message: Incoming) -> None:
-        call = self._calls.pop(message.subject.rpartition(".")[2], None)
-        if call is None or call.future.done():
+        call = self._calls.get(message.subject.rpartition(".")[2])
+        if call is None:
             return
         if message.headers.get("Status") == "503":
             self._fail(call, NoAnswer(f"nothing listens at {call.subject}", responders=False))
-        else:
-            call.future.set_result(message)
+        elif not call.stores or b'"stream"' in message.data or b'"error"' in message.data:
+            self.forget(call)
+            if not call.future.done():
+                call.future.set_result(message)
 
     async def listen(self, subject: str, on_message: OnMessage) -> Listener:
         """Subscribe; what comes is passed on at once, on every connection from now on."""
@@ -401,6 +405,7 @@ class Link:
             closing.add_done_callback(_retrieve)
             await asyncio.wait([closing], timeout=_CLOSE)
             closing.cancel()
+            client.let_go()
         self._listeners.clear()
 
 
@@ -428,6 +433,7 @@ async def _abandon(client: BrokerClient, connecting: "asyncio.Future[None] | Non
     for future in ending:
         future.add_done_callback(_retrieve)
     await asyncio.wait(ending, timeout=_CLOSE)
+    client.let_go()
 
 
 def _retrieve(future: "asyncio.Future[Any]") -> None:

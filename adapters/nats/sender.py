@@ -33,7 +33,9 @@ __all__ = ["Sender"]
 
 _ROUTED = 1.0
 _STORED = 503
-_FULL = {10047, 10077}  # out of storage; the stream holds as much as it may
+_STORE_FAILED = 10077
+_FULL = {10047, _STORE_FAILED}  # out of storage; the stream holds as much as it may
+_IN_PROCESS = 10158  # a copy with this id is being stored; it may yet fail
 _TOO_LARGE = {10054}
 _BUSY = {10167, 10210}
 
@@ -173,6 +175,10 @@ class Sender:
         for index, message, after in part:
             if self._link.full:
                 await self._link.room()
+                if asyncio.get_running_loop().time() >= deadline:
+                    late = f"{self._link.where}: not sent: the server takes nothing more"
+                    outcomes.append((index, ConnectionLost(late)))
+                    continue
             begun = self._begin(to, channel, message, after, most)
             if isinstance(begun, SendError):
                 outcomes.append((index, begun))
@@ -219,20 +225,29 @@ class Sender:
         return PublishUnknown(f"{where}: {error} before it was confirmed")
 
     def _read(self, answer: Incoming) -> SendError | None:
-        if b'"error"' not in answer.data:
-            return None
+        """Return None only if a stream says where it has put the message: others may listen on its subject, and answer."""
         try:
-            read_answer(answer.data)
+            found = read_answer(answer.data)
+            stream, seq = found.get("stream"), found.get("seq")
         except ApiError as error:
-            text = f"{self._link.where}: {error}"
-            if error.reason in _TOO_LARGE:
-                return TooLarge(text)
-            if error.code in {429, _STORED} or error.reason in _FULL | _BUSY:
-                return Throttled(text)
-            return as_send_error(meaning(error, self._link.where))
-        except ValueError:
-            return PublishUnknown(f"{self._link.where}: the confirmation cannot be read")
-        return None
+            return self._refused(error)
+        except (ValueError, TypeError, AttributeError):  # no JSON, or not in the form of an answer
+            stream, seq = None, 0
+        if stream and type(seq) is int and seq > 0:
+            return None
+        return PublishUnknown(f"{self._link.where}: the answer is not the stream's confirmation")
+
+    def _refused(self, error: ApiError) -> SendError:
+        text = f"{self._link.where}: {error}"
+        if not error.reason:
+            return PublishUnknown(f"{text}: the answer is not the stream's")
+        if error.reason == _IN_PROCESS or (error.reason == _STORE_FAILED and "closed" in error.text):
+            return PublishUnknown(text)
+        if error.reason in _TOO_LARGE:
+            return TooLarge(text)
+        if error.code in {429, _STORED} or error.reason in _FULL | _BUSY:
+            return Throttled(text)
+        return as_send_error(meaning(error, self._link.where))
 
 
 def _is_pattern(channel: Channel) -> bool:

@@ -55,14 +55,16 @@ async def _settle_at(member: "Member", source: Source, part: _Part) -> SettleErr
         for _, held, settlement in part
     ]
     returns = member.site.returns
-    for _, held, settlement in part:
-        if isinstance(settlement, Retry):
-            held.returned = True
-            returns.add(source.stream, source.name, held.identity)
     try:
         await member.before_acks(
             source, [held for _, held, settlement in part if isinstance(settlement, Ack)]
         )
+        for _, held, settlement in part:
+            if isinstance(
+                settlement, Retry
+            ):  # noted only now: what comes before may fail, and then none is written
+                held.returned = True
+                returns.add(source.stream, source.name, held.identity)
         await source.send(written)
     except (NoAnswer, ApiError) as error:
         if isinstance(error, NoAnswer) and not error.written:
@@ -78,7 +80,7 @@ async def _settle_at(member: "Member", source: Source, part: _Part) -> SettleErr
 
 def _not_returned(member: "Member", source: Source, part: _Part) -> None:
     for _, held, settlement in part:
-        if isinstance(settlement, Retry):
+        if isinstance(settlement, Retry) and held.returned:
             held.returned = False
             member.site.returns.take_back(source.stream, source.name, held.identity)
 

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
+import pytest
+
 from brokerkit.adapters.nats.failure import NoAnswer
 from brokerkit.delivery import Delivery
 from brokerkit.errors import Unavailable
@@ -199,6 +201,31 @@ def test_a_return_whose_answer_was_lost_is_not_sent_again_and_its_lease_is_not_r
         await asyncio.sleep(2.5)
         assert list(await member.settle([(delivery, Retry())])) == [None]
         assert world.link.data_for("$JS.ACK.") == [b"-NAK"]
+        await member.close()
+
+    play(main())
+
+
+def test_a_return_that_failed_before_it_was_written_is_written_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        world = World(lease=3.0)
+        member = await world.competing()
+        receiving = asyncio.create_task(member.receive(2))
+        await a_moment()
+        comes(member.sources[0], 1)
+        comes(member.sources[0], 2)
+        done, returned = await receiving
+
+        async def fails(*_: object) -> None:
+            await no_answer("", b"")
+
+        with monkeypatch.context() as faulty:
+            faulty.setattr(member, "before_acks", fails)
+            outcomes = await member.settle([(done, ACK), (returned, Retry())])
+            assert [type(each) for each in outcomes] == [Unavailable, Unavailable]
+        assert world.link.data_for("$JS.ACK.") == []
+        assert list(await member.settle([(done, ACK), (returned, Retry())])) == [None, None]
+        assert world.link.data_for("$JS.ACK.") == [b"+ACK", b"-NAK"]
         await member.close()
 
     play(main())
