@@ -217,14 +217,19 @@ def test_a_return_that_failed_before_it_was_written_is_written_later(monkeypatch
         done, returned = await receiving
 
         async def fails(*_: object) -> None:
-            await no_answer("", b"")
+            text = "there is no connection"
+            raise NoAnswer(text, written=False)
 
+        known = (member.sources[0].stream, member.sources[0].name, (2, 1000))
+        world.site.returns.add(*known)  # an earlier one
         with monkeypatch.context() as faulty:
             faulty.setattr(member, "before_acks", fails)
             outcomes = await member.settle([(done, ACK), (returned, Retry())])
             assert [type(each) for each in outcomes] == [Unavailable, Unavailable]
         assert world.link.data_for("$JS.ACK.") == []
+        assert world.site.returns.count(*known) == 1
         assert list(await member.settle([(done, ACK), (returned, Retry())])) == [None, None]
+        assert world.site.returns.count(*known) == 2
         assert world.link.data_for("$JS.ACK.") == [b"+ACK", b"-NAK"]
         await member.close()
 
