@@ -23,7 +23,7 @@ from brokerkit.testing.conformance.log import note_of
 __all__ = ["Publishing"]
 
 PUBLISHERS = 50
-EACH = 100
+EACH = 40
 
 
 class Publishing:

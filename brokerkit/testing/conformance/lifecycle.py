@@ -162,7 +162,7 @@ class Lifecycle:
         sent = [str(number) for number in range(100)]
         await bench.send(bench.first, bench.name(), sent)
         seen: set[str] = set()
-        for _ in range(20):
+        for _ in range(10):
             member = await bench.member(adapter=bench.first)
             batch = await member.receive(10)
             done = batch[: len(batch) // 2]

@@ -5,8 +5,7 @@ import random
 import secrets
 from typing import Any, Final
 
-from aiokafka import admin as _admin  # type: ignore[import-untyped]
-from aiokafka import errors as _errors
+import aiokafka as _aiokafka  # type: ignore[import-untyped]
 from aiokafka.partitioner import DefaultPartitioner  # type: ignore[import-untyped]
 
 from brokerkit.adapters.kafka.aio_producer import AioProducer, _partition
@@ -15,9 +14,8 @@ from brokerkit.message import Address
 from tests.adapters.kafka.kit import connected, fresh, inlet, join, numbers, send, servers_of, text
 from tests.servers import RealServer
 
-aiokafka_admin: Final[Any] = _admin.AIOKafkaAdminClient
-NewTopic: Final[Any] = _admin.NewTopic
-kafka: Final[Any] = _errors
+aiokafka: Final[Any] = _aiokafka
+kafka: Final[Any] = aiokafka.errors
 
 
 def test_a_key_goes_to_the_partition_that_every_kafka_client_chooses() -> None:
@@ -61,11 +59,11 @@ async def test_no_batch_of_small_messages_is_too_large_for_a_topic_with_a_small_
     kafka_server: RealServer,
 ) -> None:
     channel, large = fresh(), fresh()
-    admin = aiokafka_admin(bootstrap_servers=servers_of(kafka_server.url))
+    admin = aiokafka.admin.AIOKafkaAdminClient(bootstrap_servers=servers_of(kafka_server.url))
     await admin.start()
     try:
         configs = {"max.message.bytes": "20000"}
-        await admin.create_topics([NewTopic(channel, 1, 1, topic_configs=configs)])
+        await admin.create_topics([aiokafka.admin.NewTopic(channel, 1, 1, topic_configs=configs)])
     finally:
         await admin.close()
     async with connected(kafka_server.url, partitions=1) as adapter:
