@@ -14,9 +14,25 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 
 
+def merged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row for the cases of a claim, where they have no figures and passed: their number is the figure."""
+    kept: list[dict[str, Any]] = []
+    alike: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for row in rows:
+        claim = row["claim"].partition(" (")[0]
+        if row["figure"] or row["seed"] or not row["passed"]:
+            kept.append(row)
+            continue
+        one = alike.setdefault((row["id"], row["broker"], claim), {**row, "claim": claim, "figure": 0})
+        one["figure"] += 1
+    for one in alike.values():
+        one["figure"] = f"{one['figure']} cases" if one["figure"] > 1 else None
+    return kept + list(alike.values())
+
+
 def main() -> int:
     """Write both files."""
-    rows: list[dict[str, Any]] = json.loads((ROOT / ".cache" / "reliability.json").read_text("utf-8"))
+    rows = merged(json.loads((ROOT / ".cache" / "reliability.json").read_text("utf-8")))
     rows.sort(key=lambda row: (row["id"][0], int(row["id"][1:]), row["broker"], row["claim"]))
     (ROOT / "docs" / "reliability.json").write_text(
         json.dumps(rows, indent=1, ensure_ascii=False) + "\n", "utf-8"

@@ -1,9 +1,9 @@
 """
 A pytest plug-in, `-p tests.reliability`, that keeps one row for each scenario of the catalogue of faults that was run.
 
-A test belongs to a scenario by its name: `test_f41_...` is F41. Its broker is the folder under tests/adapters, or what its
-parameters name. Figures and seeds are properties that the test records (`record_property("figure", ...)`). The rows go to
-`.cache/reliability.json`; `scripts/reliability.py` makes the page out of them.
+A test belongs to scenarios by its name: `test_f41_...` is F41, `test_b2_b16_...` is B2 and B16. Its broker is the folder under
+tests/adapters, or what its parameters name. Figures and seeds are properties that the test records
+(`record_property("figure", ...)`). The rows go to `.cache/reliability.json`; `scripts/reliability.py` makes the page of them.
 """
 
 import json
@@ -15,37 +15,43 @@ import pytest
 
 BROKERS: Final = ("memory", "sqlite", "kafka", "rabbitmq", "nats", "sqs")
 FILE: Final = Path(__file__).parents[1] / ".cache" / "reliability.json"
-_NAME: Final = re.compile(r"::test_([fbx]\d+|r\d+)_([^\[]*)(\[.*\])?$")
+_NAME: Final = re.compile(r"::test_((?:[fbxr]\d+_)+)([^\[]*)(\[.*\])?$")
 
 _rows: dict[tuple[str, str, str], dict[str, Any]] = {}
 
 
-def scenario_of(node_id: str) -> tuple[str, str, str] | None:
+def scenarios_of(node_id: str) -> list[tuple[str, str, str]]:
     """
-    Return number, broker and claim of a scenario's test, or None for any other test.
+    Return number, broker and claim of a test for each scenario that it belongs to.
 
-    >>> scenario_of("tests/adapters/nats/test_faults.py::test_f45_a_body_just_under_the_limit_is_refused")
-    ('F45', 'nats', 'a body just under the limit is refused')
-    >>> scenario_of("tests/faults/test_frozen.py::TestIt::test_f41_a_publish_ends[kafka]")
-    ('F41', 'kafka', 'a publish ends')
-    >>> scenario_of("tests/faults/test_restarts.py::test_r1_nothing_is_lost[SIGKILL-kafka]")
-    ('R1', 'kafka', 'nothing is lost (SIGKILL)')
-    >>> scenario_of("tests/core/test_lanes.py::test_a_lane_is_left")
+    >>> scenarios_of("tests/adapters/nats/test_faults.py::test_f45_a_body_just_under_the_limit_is_refused")
+    [('F45', 'nats', 'a body just under the limit is refused')]
+    >>> scenarios_of("tests/faults/test_frozen.py::TestIt::test_f41_a_publish_ends[kafka]")
+    [('F41', 'kafka', 'a publish ends')]
+    >>> scenarios_of("tests/faults/test_restarts.py::test_r1_nothing_is_lost[SIGKILL-kafka]")
+    [('R1', 'kafka', 'nothing is lost (SIGKILL)')]
+    >>> scenarios_of("tests/core/test_codec.py::test_b2_b16_what_does_not_fit_is_refused")
+    [('B2', 'core', 'what does not fit is refused'), ('B16', 'core', 'what does not fit is refused')]
+    >>> scenarios_of("tests/core/test_lanes.py::test_a_lane_is_left")
+    []
     """
     found = _NAME.search(node_id)
     if found is None:
-        return None
+        return []
     parameters = (found[3] or "")[1:-1].split("-")
     words = [*re.split(r"[^a-z]+", node_id.split("::", maxsplit=1)[0]), *parameters]
     broker = next((word for word in reversed(words) if word in BROKERS), "core")
     rest = ", ".join(word for word in parameters if word and word not in BROKERS)
-    return found[1].upper(), broker, found[2].replace("_", " ").strip() + (f" ({rest})" if rest else "")
+    claim = found[2].replace("_", " ").strip() + (f" ({rest})" if rest else "")
+    return [(number.upper(), broker, claim) for number in found[1].strip("_").split("_")]
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    scenario = scenario_of(report.nodeid)
-    if scenario is None:
-        return
+    for scenario in scenarios_of(report.nodeid):
+        _note(scenario, report)
+
+
+def _note(scenario: tuple[str, str, str], report: pytest.TestReport) -> None:
     number, broker, claim = scenario
     row = _rows.setdefault(
         scenario,
