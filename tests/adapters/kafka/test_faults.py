@@ -136,10 +136,17 @@ async def test_f41_a_frozen_broker_leaves_a_publish_unknown_in_its_time_and_clos
         await asyncio.to_thread(server.thaw)
 
 
+async def until_confirmed(adapter: KafkaAdapter, channel: str, body: str) -> None:
+    """Send until it is confirmed: a server that has just begun may know of no broker yet."""
+    async with asyncio.timeout(60):
+        while (outcome := (await adapter.send(Address(channel), [text(body)]))[0]) is not None:
+            assert outcome.retryable, outcome
+
+
 async def test_f41_a_publisher_that_waits_through_a_freeze_goes_on_by_itself(server: Server) -> None:
     channel = fresh()
     async with connected(server.url, send_timeout=2, request_timeout=2) as adapter:
-        await send(adapter, Address(channel), [text("first")])
+        await until_confirmed(adapter, channel, "first")
         member = await join(adapter, inlet(channel), 30)
         confirmed: list[str] = ["first"]
         outcomes: list[SendError | None] = []
@@ -149,11 +156,7 @@ async def test_f41_a_publisher_that_waits_through_a_freeze_goes_on_by_itself(ser
             outcomes += await task
         await asyncio.to_thread(server.thaw)
         assert all(isinstance(outcome, PublishUnknown | ConnectionLost) for outcome in outcomes)
-        while True:
-            (outcome,) = await adapter.send(Address(channel), [text("after")])
-            if outcome is None:
-                break
-            assert outcome.retryable
+        await until_confirmed(adapter, channel, "after")
         confirmed.append("after")
         seen: set[str] = set()
         while not seen >= set(confirmed):
