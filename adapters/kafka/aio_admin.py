@@ -29,7 +29,7 @@ from brokerkit.errors import BrokerkitError, ConnectionLost
 __all__ = ["AioAdmin"]
 
 _TORN = 1.0
-_READY = 10.0
+_READY = 30.0
 _PAUSE = 0.02
 _FETCH_WAIT_MS = 100
 _LIMIT = "max.message.bytes"
