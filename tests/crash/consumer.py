@@ -12,7 +12,8 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from sqlalchemy import Column, Integer, MetaData, String, Table, event, insert
+from sqlalchemy import Column, Insert, Integer, MetaData, String, Table, event, insert
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from brokerkit import Bus, Delivery, Pattern
@@ -80,10 +81,20 @@ def bus_of(broker: str, database: str, witness: Witness, how: str) -> Bus:
     async def in_the_inbox(delivery: Delivery, connection: AsyncConnection) -> None:
         await append(delivery, connection)
 
+    async def written(row: Insert) -> bool:
+        """Write a row, unless the ledger is busy: on a busy machine it may be, and that is not what this is about."""
+        try:
+            async with engine.begin() as connection:
+                await connection.execute(row)
+        except OperationalError as error:
+            print(f"the ledger is busy: {error.orig}", file=sys.stderr, flush=True)
+            return False
+        return True
+
     async def bare(delivery: Delivery) -> None:
-        async with engine.begin() as connection:
-            row = insert(effects).values(event=delivery.event.id, attempt=delivery.attempt)
-            await connection.execute(row)
+        row = insert(effects).values(event=delivery.event.id, attempt=delivery.attempt)
+        while not await written(row):
+            await asyncio.sleep(0.05)
         witness.add(1)
         try:
             await asyncio.sleep(0.002)
