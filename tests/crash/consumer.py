@@ -81,20 +81,21 @@ def bus_of(broker: str, database: str, witness: Witness, how: str) -> Bus:
     async def in_the_inbox(delivery: Delivery, connection: AsyncConnection) -> None:
         await append(delivery, connection)
 
-    async def written(row: Insert) -> bool:
-        """Write a row, unless the ledger is busy: on a busy machine it may be, and that is not what this is about."""
-        try:
-            async with engine.begin() as connection:
-                await connection.execute(row)
-        except OperationalError as error:
-            print(f"the ledger is busy: {error.orig}", file=sys.stderr, flush=True)
-            return False
-        return True
+    async def write(row: Insert) -> None:
+        """Write a row; on a busy machine the ledger may be locked for long, and that is not what this is about."""
+        while True:
+            try:
+                async with engine.begin() as connection:
+                    await connection.execute(row)
+            except OperationalError as error:
+                print(f"the ledger is busy: {error.orig}", file=sys.stderr, flush=True)
+                await asyncio.sleep(0.05)
+            else:
+                return
 
     async def bare(delivery: Delivery) -> None:
         row = insert(effects).values(event=delivery.event.id, attempt=delivery.attempt)
-        while not await written(row):
-            await asyncio.sleep(0.05)
+        await write(row)
         witness.add(1)
         try:
             await asyncio.sleep(0.002)
