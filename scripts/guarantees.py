@@ -8,6 +8,7 @@ Run both conformance suites against every broker and write docs/guarantees.json 
     scripts/guarantees.py --tests      # take the reports of the last `make test`, restarts included
 """
 
+import argparse
 import asyncio
 import json
 import sys
@@ -150,15 +151,28 @@ def table(reports: list[dict[str, Any]], suite: str) -> Iterator[str]:
         yield f"({number}) {reason.removeprefix('off: ').removeprefix('off ')}  "
 
 
+def _arguments(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("brokers", nargs="*", metavar="BROKER", help=", ".join(BROKERS))
+    parser.add_argument("--page", action="store_true", help="only make the page anew")
+    parser.add_argument("--tests", action="store_true", help="take the reports of the last `make test`")
+    asked = parser.parse_args(arguments)
+    if unknown := sorted(set(asked.brokers) - set(BROKERS)):
+        parser.error(f"there is no broker {unknown[0]}; there are {', '.join(BROKERS)}")
+    return asked
+
+
 def main(arguments: list[str]) -> int:
     """Run what is asked for and write both files; 1 if a promise was broken."""
+    asked = _arguments(arguments)
     file = DOCS / "guarantees.json"
     before = {each["broker"]: each for each in json.loads(file.read_text("utf-8"))} if file.exists() else {}
-    ready = arguments == ["--tests"]
-    wanted = [] if arguments == ["--page"] else list(BROKERS) if ready else arguments or list(BROKERS)
+    wanted = [] if asked.page else asked.brokers or list(BROKERS)
     for broker in wanted:
         with tempfile.TemporaryDirectory(prefix="brokerkit-guarantees-") as folder:
-            report = of_the_tests(broker, Path(folder)) if ready else run(broker, Path(folder))
+            report = of_the_tests(broker, Path(folder)) if asked.tests else run(broker, Path(folder))
         if report is None:
             continue
         before[broker] = report
